@@ -1,0 +1,44 @@
+# Two commands a stranger needs: `make demo` and `make test`. Both set everything up first.
+PYTHON ?= python3.11
+VENV   := .venv
+PY     := $(VENV)/bin/python
+STAMP  := $(VENV)/.installed
+
+.PHONY: help setup demo demo-short test lint format typecheck clean
+
+help: ## show this list
+	@grep -E '^[a-z-]+:.*##' $(MAKEFILE_LIST) | sed -E 's/:.*## /\t/' | expand -t 14
+
+setup: $(STAMP) ## create .venv and install everything that requirements.lock pins
+
+# One install from the full lock without re-resolving: the lock replaces fastecdsa 2.3.2, which libp2p pins and which
+# needs GMP headers to build, by 4.0.0, which has wheels. The second line adds nothing to a CPU build of torch and
+# pulls the CUDA libraries that a CUDA build needs.
+$(STAMP): requirements.lock pyproject.toml
+	$(PYTHON) -m venv $(VENV)
+	$(PY) -m pip install --quiet --no-deps --disable-pip-version-check -r requirements.lock
+	$(PY) -m pip install --quiet --disable-pip-version-check -c requirements.lock torch==2.13.0
+	$(PY) -m pip install --quiet --disable-pip-version-check --no-deps --no-build-isolation -e .
+	@touch $(STAMP)
+
+demo: $(STAMP) ## raise a local swarm of real processes on real text and show it
+	$(VENV)/bin/barnraise demo
+
+demo-short: $(STAMP) ## the same in about a minute, for CI
+	$(VENV)/bin/barnraise demo --short
+
+test: $(STAMP) ## the full test suite
+	$(PY) -m pytest
+
+lint: $(STAMP) ## ruff (lint and format) and mypy
+	$(VENV)/bin/ruff check .
+	$(VENV)/bin/ruff format --check .
+	$(VENV)/bin/mypy
+
+format: $(STAMP) ## let ruff rewrite the sources
+	$(VENV)/bin/ruff format .
+	$(VENV)/bin/ruff check --fix .
+
+clean: ## remove .venv and everything built
+	rm -rf $(VENV) build dist *.egg-info demo-out .pytest_cache .mypy_cache .ruff_cache .hypothesis
+	find . -name __pycache__ -type d -prune -exec rm -rf {} +
