@@ -94,7 +94,7 @@ def decode(raw: bytes, *, max_bytes: int = MAX_FRAME_BYTES) -> Any:
         raise MalformedBytes(f"{len(raw)} bytes where at most {max_bytes} are allowed")
     check_depth(raw)
     try:
-        value = msgpack.unpackb(raw, raw=False, ext_hook=_refuse_extension, max_buffer_size=len(raw))
+        value = msgpack.unpackb(raw, raw=False, ext_hook=_refuse_extension)
     except MalformedBytes:
         raise
     except Exception as error:  # msgpack raises a dozen types; each means the same here
