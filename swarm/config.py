@@ -11,6 +11,7 @@ from typing import Annotated, Literal
 from pydantic import BaseModel, ConfigDict, Field
 
 Positive = Annotated[int, Field(gt=0, le=2**40)]
+_LEASE_STEPS_WITHOUT_LOCAL_STEPS = 256
 Fraction = Annotated[float, Field(ge=0, le=1)]
 
 
@@ -41,7 +42,9 @@ class SourceConfig(Section):
     """One source of text."""
 
     name: str
-    digest: str = ""  # hex digest of the source's content; for the embedded text, of its blob. Empty: filled in by `new`
+    digest: str = (
+        ""  # hex digest of the source's content; for the embedded text, of its blob. Empty: filled in by `new`
+    )
     num_bytes: int = Field(0, ge=0)
 
 
@@ -96,7 +99,12 @@ class RoundConfig(Section):
     """When a round is cut and committed. All times are seconds."""
 
     local_steps: int = Field(0, ge=0)  # a member cuts by itself after so many inner steps; 0: only on the leader's hint
-    target_tokens: int = Field(0, ge=0)  # the swarm's tokens that make a round; 0: everyone who is live, or the deadline
+    lease_steps: int = Field(
+        0, ge=0
+    )  # inner steps' worth of windows leased a round; 0: local_steps, or 256 without them
+    target_tokens: int = Field(
+        0, ge=0
+    )  # the swarm's tokens that make a round; 0: everyone who is live, or the deadline
     train_deadline_s: float = Field(120.0, gt=0)  # from a new head to the cut hint
     exchange_deadline_s: float = Field(60.0, gt=0)  # from the cut hint to a commit with what is held
     heartbeat_s: float = Field(2.0, gt=0)
@@ -127,3 +135,14 @@ class RunConfig(Section):
     genesis_digest: str = ""  # hex digest of version 0's parameters; filled in by whoever makes the manifest
     maintainers: tuple[str, ...] = ()  # libp2p peer ids whose signatures the manifest needs
     threshold: int = Field(0, ge=0)  # how many of them
+
+    @property
+    def lease_windows(self) -> int:
+        """Windows leased to each member for one round."""
+        steps = self.round.lease_steps or self.round.local_steps or _LEASE_STEPS_WITHOUT_LOCAL_STEPS
+        return steps * self.inner.batch_windows
+
+    @property
+    def lease_tokens(self) -> int:
+        """Tokens of one round's lease: the most that one round of one member may weigh."""
+        return self.lease_windows * self.data.sequence_length

@@ -1,18 +1,18 @@
 """The tree of errors.
 
-    BarnraiseError
-    ├── UserError            something the person at the keyboard can mend; printed as one line, exit code 2
-    │   ├── ConfigError      a bad value or key in a config, manifest, invite or option
-    │   ├── DataError        data or tokenizer missing, unreadable, or not what the manifest names
-    │   └── StateError       this peer's files are in use, unreadable, or the disk is full
-    ├── NetworkError         the network did not do what was asked; the caller may try elsewhere
-    │   ├── Unreachable      nobody answers at that peer or address
-    │   └── TimedOut         the deadline passed
-    ├── RemoteError          another peer sent something wrong; costs that peer the connection, never the process
-    │   ├── MalformedBytes   bytes that do not decode: truncated, too long, too deep, wrong type or range
-    │   ├── BadSignature     a signature, run, purpose or author that does not fit
-    │   └── Refusal          the other side understood and said no, with its reason
-    └── LocalError           a bug of ours: an impossible event or a broken invariant; it rises
+BarnraiseError
+├── UserError            something the person at the keyboard can mend; printed as one line, exit code 2
+│   ├── ConfigError      a bad value or key in a config, manifest, invite or option
+│   ├── DataError        data or tokenizer missing, unreadable, or not what the manifest names
+│   └── StateError       this peer's files are in use, unreadable, or the disk is full
+├── NetworkError         the network did not do what was asked; the caller may try elsewhere
+│   ├── Unreachable      nobody answers at that peer or address
+│   └── TimedOut         the deadline passed
+├── RemoteError          another peer sent something wrong; costs that peer the connection, never the process
+│   ├── MalformedBytes   bytes that do not decode: truncated, too long, too deep, wrong type or range
+│   ├── BadSignature     a signature, run, purpose or author that does not fit
+│   └── Refusal          the other side understood and said no, with its reason
+└── LocalError           a bug of ours: an impossible event or a broken invariant; it rises
 """
 
 

@@ -105,9 +105,7 @@ def _read_dataclass(kind: Any, value: Any, where: str) -> Any:
     hints = _hints(kind)
     if not isinstance(value, list) or len(value) != len(hints):
         raise MalformedBytes(f"{where}: {kind.__name__} has {len(hints)} fields")
-    fields = {
-        name: _read(hint, one, f"{where}.{name}", ()) for (name, hint), one in zip(hints, value, strict=True)
-    }
+    fields = {name: _read(hint, one, f"{where}.{name}", ()) for (name, hint), one in zip(hints, value, strict=True)}
     try:
         return kind(**fields)
     except ValueError as error:

@@ -1,0 +1,167 @@
+"""The chain: which contributions were committed, in one order that everyone shares. No tensors here.
+
+`ChainState` is what a head stands for besides the parameters: version, tokens, data cursor, listed sequence numbers and
+roster. `apply` is the only way from one head to the next, and equal heads have equal states:
+
+    head_0 = H("genesis", run, digest of version 0)      head' = H("head", head, canonical(list))
+
+The list carries no term, leader, time or signature: a take-over that issues the same list again yields the same head.
+"""
+
+from __future__ import annotations
+
+from dataclasses import dataclass, replace
+from typing import Annotated, Final
+
+from swarm import wire
+from swarm.digest import Digest, digest_of
+from swarm.errors import RemoteError
+from swarm.identity import PeerId
+from swarm.schema import U32, U63, MaxLen, to_value
+
+MAX_ROSTER: Final = 4096  # members of one run; a list of all of them stays under a frame
+MAX_ENTRIES: Final = 1024  # contributions of one commit
+MAX_HOLES: Final = 32  # unlisted numbers remembered below a peer's highest; older ones can never be listed
+MAX_BARRED: Final = 64  # heads that lost their blobs; the newest are remembered
+MAX_AGE_VERSIONS: Final = 2  # a contribution may be listed so many versions after the one it was cut at
+
+
+class InvalidList(RemoteError):
+    """A commit list that breaks a rule of the chain; whoever issued it is wrong."""
+
+
+@dataclass(frozen=True, order=True, slots=True)
+class Entry:
+    """One contribution in a commit list. `tokens` is its weight, already capped by the author's leases."""
+
+    author: PeerId
+    seq: U63
+    incarnation: U63
+    root: Digest
+    first_unit: U32
+    end_unit: U32  # units [first_unit, end_unit)
+    tokens: U63
+    steps: U32
+
+
+@dataclass(frozen=True, slots=True)
+class CommitList:
+    """What one commit binds: contributions in the order they are summed, and the peers it admits to the roster."""
+
+    entries: Annotated[tuple[Entry, ...], MaxLen(MAX_ENTRIES)]  # sorted by (author, seq)
+    admitted: Annotated[tuple[PeerId, ...], MaxLen(MAX_ROSTER)]  # sorted, no authors of entries
+    barred: Annotated[tuple[Digest, ...], MaxLen(MAX_BARRED)] = ()  # heads that rank below everything
+    minority: bool = False  # issued without a majority of the roster
+
+    @property
+    def tokens(self) -> int:
+        return sum(entry.tokens for entry in self.entries)
+
+
+@dataclass(frozen=True, order=True, slots=True)
+class ListedNumbers:
+    """The sequence numbers of one author that a chain lists: all up to `highest` but the holes."""
+
+    author: PeerId
+    highest: U63
+    holes: tuple[U63, ...] = ()  # ascending, each below `highest`
+
+    def __contains__(self, seq: int) -> bool:
+        return seq <= self.highest and seq not in self.holes
+
+    def including(self, seq: int) -> ListedNumbers:
+        """The same with `seq` listed; of more than MAX_HOLES holes the oldest count as listed from then on."""
+        if seq <= self.highest:
+            return replace(self, holes=tuple(hole for hole in self.holes if hole != seq))
+        skipped = range(max(self.highest + 1, seq - MAX_HOLES), seq)
+        return replace(self, highest=seq, holes=(*self.holes, *skipped)[-MAX_HOLES:])
+
+
+@dataclass(frozen=True, slots=True)
+class ChainState:
+    """What a head stands for, parameters aside. Equal for equal `head`."""
+
+    head: Digest
+    version: U63
+    tokens: U63  # of all entries since genesis
+    cursor: U63  # the first sample slot of this version's leases
+    listed: Annotated[tuple[ListedNumbers, ...], MaxLen(MAX_ROSTER)]  # sorted by author
+    roster: Annotated[tuple[PeerId, ...], MaxLen(MAX_ROSTER)]  # sorted; empty only at genesis
+    entries: U32  # contributions in the last commit; 0 at genesis
+    barred: Annotated[tuple[Digest, ...], MaxLen(MAX_BARRED)] = ()
+
+    @property
+    def key(self) -> tuple[int, int, bytes]:
+        """The order on heads of one run: more tokens, then the higher version, then the larger hash."""
+        return self.tokens, self.version, self.head.raw
+
+    def has_listed(self, author: PeerId, seq: int) -> bool:
+        return any(seq in numbers for numbers in self.listed if numbers.author == author)
+
+    def highest_seq(self, author: PeerId) -> int:
+        """The highest number listed for that author; 0 when there is none."""
+        return next((numbers.highest for numbers in self.listed if numbers.author == author), 0)
+
+    def digest(self) -> Digest:
+        return digest_of("chain", wire.encode(to_value(self)))
+
+
+def genesis(run: Digest, parameters: Digest) -> ChainState:
+    """The chain state of version 0."""
+    head = digest_of("genesis", run.raw, parameters.raw)
+    return ChainState(head=head, version=0, tokens=0, cursor=0, listed=(), roster=(), entries=0)
+
+
+def head_after(head: Digest, commit: CommitList) -> Digest:
+    """The head that a commit list leads to from `head`."""
+    return digest_of("head", head.raw, wire.encode(to_value(commit)))
+
+
+def check_list(state: ChainState, commit: CommitList) -> None:
+    """Returns if `commit` may follow `state`; raises InvalidList naming the rule it breaks."""
+    if not commit.entries:
+        raise InvalidList("a commit without contributions")
+    order = [(entry.author, entry.seq) for entry in commit.entries]
+    if order != sorted(set(order)):
+        raise InvalidList("entries are not sorted by author and number, or one is there twice")
+    for entry in commit.entries:
+        if entry.seq == 0 or state.has_listed(entry.author, entry.seq):
+            raise InvalidList(f"number {entry.seq} of {entry.author} is already on this chain")
+        if entry.tokens == 0 or entry.first_unit >= entry.end_unit:
+            raise InvalidList(f"number {entry.seq} of {entry.author} carries no tokens or no units")
+    authors = {entry.author for entry in commit.entries}
+    if list(commit.admitted) != sorted(set(commit.admitted) - authors):
+        raise InvalidList("admitted peers are not sorted, or one is there twice or an author too")
+
+
+def apply(state: ChainState, commit: CommitList, lease_windows: int) -> ChainState:
+    """The chain state behind `commit`. Raises InvalidList.
+
+    The cursor moves past the leases of everyone who had one: the roster, or at genesis, where there is none, the authors
+    and those admitted.
+    """
+    check_list(state, commit)
+    listed = {numbers.author: numbers for numbers in state.listed}
+    for entry in commit.entries:
+        listed[entry.author] = listed.get(entry.author, ListedNumbers(entry.author, 0)).including(entry.seq)
+    roster = tuple(sorted({entry.author for entry in commit.entries} | set(commit.admitted)))
+    return ChainState(
+        head=head_after(state.head, commit),
+        version=state.version + 1,
+        tokens=state.tokens + commit.tokens,
+        cursor=state.cursor + lease_windows * len(state.roster or roster),
+        listed=tuple(listed[author] for author in sorted(listed)),
+        roster=roster,
+        entries=len(commit.entries),
+        barred=(*state.barred, *commit.barred)[-MAX_BARRED:],
+    )
+
+
+def is_majority(count: int, roster_size: int) -> bool:
+    """Whether `count` peers are a majority of a roster: 1 of 1, 2 of 2, 2 of 3, 3 of 4 ..."""
+    return 2 * count > roster_size
+
+
+def leader_of(view: int, roster: tuple[PeerId, ...]) -> PeerId | None:
+    """The one rightful leader of a view; None while there is no roster."""
+    return roster[view % len(roster)] if roster else None

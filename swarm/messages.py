@@ -1,0 +1,400 @@
+"""Every message of the protocol: one frozen dataclass each, its limits in its annotations, its purpose in one table.
+
+A message travels as a sealed envelope whose purpose is its name in `PURPOSES`. One-way messages are acknowledged by an
+empty answer; a request is answered by one reply, or by `Refused` with a reason.
+
+    member -> leader      PeerStatus (the heartbeat), Holding, Contribution, Goodbye
+    leader -> member      LeaderBrief, RoundOpened (genesis only), CutHint, Commit, NewView
+    member -> member      Contribution
+    anyone -> a peer      GetPeers, GetManifest, GetBlob, GetChunk, GetLog, GetState, GetCheckpoint, GetEvents
+"""
+
+from __future__ import annotations
+
+from dataclasses import dataclass
+from enum import StrEnum
+from typing import Annotated, Any, Final
+
+from swarm.chain import MAX_ENTRIES, MAX_ROSTER, ChainState, CommitList
+from swarm.digest import Digest
+from swarm.envelope import Envelope, open_envelope, seal
+from swarm.errors import BadSignature, MalformedBytes
+from swarm.identity import Keypair, PeerId
+from swarm.schema import U32, U63, Line, MaxLen, Name, Range, from_value, to_value
+
+MAX_ADDRESSES: Final = 8  # of one peer
+MAX_SEALED_BYTES: Final = 4096  # a sealed status or contribution inside another message
+MAX_HELD: Final = 256  # blobs of the last versions that a status names
+MAX_LEAVES: Final = 30_000  # chunk digests in one frame: a blob of 29 GiB
+MAX_PEERS_PAGE: Final = 64
+MAX_LOG_COMMITS: Final = 16
+MAX_EVENTS_PAGE: Final = 256
+MAX_UNITS: Final = 1024
+
+Rate = Annotated[float, Range(0.0, 1e15)]
+Loss = Annotated[float, Range(0.0, 1e6)]
+Sealed = Annotated[bytes, MaxLen(MAX_SEALED_BYTES)]
+
+
+class Activity(StrEnum):
+    """What a peer is doing."""
+
+    JOINING = "joining"
+    WAITING = "waiting"  # in step with the chain, not in the roster yet
+    TRAINING = "training"
+    PENDING = "pending"  # has cut; its contribution waits for a commit
+    SYNCING = "syncing"
+    LEAVING = "leaving"
+
+
+@dataclass(frozen=True, slots=True)
+class Contribution:
+    """An encoded pseudo-gradient, announced by its author before anyone may read it. Immutable."""
+
+    author: PeerId
+    incarnation: U63
+    seq: U63
+    root: Digest  # of the blob
+    num_bytes: U63
+    first_unit: U32
+    end_unit: U32
+    tokens: U63
+    steps: U32
+    since_version: U63  # its steps were done at this version and later
+    version: U63  # the version of the anchor it was cut at
+    head: Digest  # and its head
+
+
+@dataclass(frozen=True, slots=True)
+class TimeSplit:
+    """Where a peer's time went since its last commit, in seconds."""
+
+    compute_s: Rate = 0.0
+    encode_s: Rate = 0.0
+    exchange_s: Rate = 0.0
+    apply_s: Rate = 0.0
+    wait_s: Rate = 0.0
+
+
+@dataclass(frozen=True, slots=True)
+class PeerStatus:
+    """The heartbeat: all that others need to know of a peer. Sent to the leader, and to the DHT for discovery."""
+
+    peer: PeerId
+    beat: U63  # rises with every status of this peer, across restarts
+    name: Name
+    device: Name
+    activity: Activity
+    incarnation: U63
+    view: U63
+    version: U63
+    head: Digest
+    tokens: U63  # of the chain at `head`
+    state_digest: Digest  # equal for equal heads
+    tokens_since_cut: U63
+    steps_since_cut: U32
+    tokens_per_s: Rate
+    up_bytes: U63  # since the process started
+    down_bytes: U63
+    up_bytes_per_s: Rate
+    down_bytes_per_s: Rate
+    train_loss: Loss | None
+    heldout_loss: Loss | None  # of the anchor of `heldout_version`
+    heldout_version: U63
+    checkpoint_version: U63 | None  # the newest one it can serve
+    waits_for: Line  # "" when it waits for nothing
+    addresses: Annotated[tuple[Line, ...], MaxLen(MAX_ADDRESSES)]
+    pending: Sealed | None  # its sealed Contribution
+    holding: Annotated[tuple[Digest, ...], MaxLen(MAX_HELD)]  # roots of contributions it holds whole
+    time: TimeSplit
+
+
+@dataclass(frozen=True, slots=True)
+class LeaderBrief:
+    """What a leader answers to a heartbeat: where it stands, and why no commit has come yet."""
+
+    view: U63
+    version: U63
+    head: Digest
+    tokens: U63
+    state_digest: Digest
+    reason: Line
+
+
+@dataclass(frozen=True, slots=True)
+class RoundOpened:
+    """Genesis has no roster: its leader says who starts, which also decides the first leases."""
+
+    view: U63
+    head: Digest
+    members: Annotated[tuple[PeerId, ...], MaxLen(MAX_ROSTER)]
+
+
+@dataclass(frozen=True, slots=True)
+class CutHint:
+    """Cut at the next inner-step boundary."""
+
+    view: U63
+    head: Digest
+    reason: Line
+
+
+@dataclass(frozen=True, slots=True)
+class Holding:
+    """The sender holds these contributions of the round at `head` whole."""
+
+    head: Digest
+    roots: Annotated[tuple[Digest, ...], MaxLen(MAX_HELD)]
+
+
+@dataclass(frozen=True, slots=True)
+class Holders:
+    """Who held a contribution when it was listed."""
+
+    peers: Annotated[tuple[PeerId, ...], MaxLen(64)]
+
+
+@dataclass(frozen=True, slots=True)
+class Commit:
+    """The next commit on `parent`, with each entry's sealed announcement and holders, in the order of its entries."""
+
+    view: U63
+    parent: Digest
+    commit: CommitList
+    announcements: Annotated[tuple[Sealed, ...], MaxLen(MAX_ENTRIES)]
+    holders: Annotated[tuple[Holders, ...], MaxLen(MAX_ENTRIES)]
+    reason: Line
+
+
+@dataclass(frozen=True, slots=True)
+class NewView:
+    """A new leader asks everyone for a status."""
+
+    view: U63
+    head: Digest
+
+
+@dataclass(frozen=True, slots=True)
+class Goodbye:
+    """The sender leaves now; nobody should wait for it."""
+
+    reason: Line
+
+
+@dataclass(frozen=True, slots=True)
+class Refused:
+    """The answer to a request that cannot be served."""
+
+    reason: Line
+
+
+@dataclass(frozen=True, slots=True)
+class GetPeers:
+    """Asks for the statuses a peer knows, a page at a time, its own first."""
+
+    offset: U32 = 0
+
+
+@dataclass(frozen=True, slots=True)
+class Peers:
+    """Sealed statuses, the answering peer's own first."""
+
+    total: U32
+    statuses: Annotated[tuple[Sealed, ...], MaxLen(MAX_PEERS_PAGE)]
+
+
+@dataclass(frozen=True, slots=True)
+class GetManifest:
+    """Asks for the manifest of the run."""
+
+
+@dataclass(frozen=True, slots=True)
+class ManifestBytes:
+    """The manifest; its digest must be the run id."""
+
+    manifest: Annotated[bytes, MaxLen(64 << 10)]
+
+
+@dataclass(frozen=True, slots=True)
+class GetBlob:
+    """Asks whether a blob is held, and for its chunks' digests."""
+
+    root: Digest
+
+
+@dataclass(frozen=True, slots=True)
+class BlobInfo:
+    """A blob's length and chunk digests; they must hash to its root."""
+
+    num_bytes: U63
+    leaves: Annotated[tuple[Digest, ...], MaxLen(MAX_LEAVES)]
+
+
+@dataclass(frozen=True, slots=True)
+class GetChunk:
+    """Asks for one chunk of a blob."""
+
+    root: Digest
+    index: U32
+
+
+@dataclass(frozen=True, slots=True)
+class Chunk:
+    """The bytes of a chunk; checked against its leaf."""
+
+    data: Annotated[bytes, MaxLen(1 << 20)]
+
+
+@dataclass(frozen=True, slots=True)
+class GetLog:
+    """Asks for the commits behind the newest of these heads, the asker's own, newest first."""
+
+    heads: Annotated[tuple[Digest, ...], MaxLen(8)]
+
+
+@dataclass(frozen=True, slots=True)
+class Log:
+    """Commits from `base` on, oldest first; each one's parent is the head before it."""
+
+    base: Digest
+    commits: Annotated[tuple[Commit, ...], MaxLen(MAX_LOG_COMMITS)]
+
+
+@dataclass(frozen=True, slots=True)
+class GetState:
+    """Asks for the newest whole state."""
+
+
+@dataclass(frozen=True, slots=True)
+class UnitState:
+    """One unit's anchor and outer state, as one blob."""
+
+    root: Digest
+    num_bytes: U63
+
+
+@dataclass(frozen=True, slots=True)
+class StateRecord:
+    """A version's whole shared state: the chain's, and a blob per unit. Its digest is the state digest of `PeerStatus`."""
+
+    chain: ChainState
+    units: Annotated[tuple[UnitState, ...], MaxLen(MAX_UNITS)]
+
+
+@dataclass(frozen=True, slots=True)
+class GetCheckpoint:
+    """Asks for the record of a kept checkpoint; None: the newest."""
+
+    version: U63 | None
+
+
+@dataclass(frozen=True, slots=True)
+class CheckpointFile:
+    """One file of a checkpoint; a blob under its root."""
+
+    name: Name
+    num_bytes: U63
+    root: Digest
+
+
+@dataclass(frozen=True, slots=True)
+class Evaluation:
+    """The mean loss per token of a version's anchor on held-out windows, by index."""
+
+    loss: Loss
+    windows: Annotated[tuple[U63, ...], MaxLen(4096)]
+
+
+@dataclass(frozen=True, slots=True)
+class CheckpointRecord:
+    """A kept checkpoint. All but `evaluation` is equal on every honest peer."""
+
+    run: Digest  # the manifest's digest
+    version: U63
+    tokens: U63
+    cursor: U63
+    head: Digest
+    state_digest: Digest
+    contributors: Annotated[tuple[PeerId, ...], MaxLen(MAX_ROSTER)]
+    files: Annotated[tuple[CheckpointFile, ...], MaxLen(MAX_UNITS + 16)]
+    evaluation: Evaluation | None
+
+
+@dataclass(frozen=True, slots=True)
+class GetEvents:
+    """Asks for the events behind number `since`."""
+
+    since: U63
+
+
+@dataclass(frozen=True, slots=True)
+class Events:
+    """Events as canonical wire bytes (`swarm/events.py`), oldest first, and the number to ask from next."""
+
+    next: U63
+    events: Annotated[tuple[Sealed, ...], MaxLen(MAX_EVENTS_PAGE)]
+
+
+PURPOSES: Final[dict[str, type[Any]]] = {
+    "status": PeerStatus,
+    "contribution": Contribution,
+    "brief": LeaderBrief,
+    "opened": RoundOpened,
+    "cut": CutHint,
+    "holding": Holding,
+    "commit": Commit,
+    "view": NewView,
+    "goodbye": Goodbye,
+    "refused": Refused,
+    "get-peers": GetPeers,
+    "peers": Peers,
+    "get-manifest": GetManifest,
+    "manifest": ManifestBytes,
+    "get-blob": GetBlob,
+    "blob": BlobInfo,
+    "get-chunk": GetChunk,
+    "chunk": Chunk,
+    "get-log": GetLog,
+    "log": Log,
+    "get-state": GetState,
+    "state": StateRecord,
+    "get-checkpoint": GetCheckpoint,
+    "checkpoint": CheckpointRecord,
+    "get-events": GetEvents,
+    "events": Events,
+}
+_NAMES: Final = {kind: purpose for purpose, kind in PURPOSES.items()}
+
+
+def seal_message(keypair: Keypair, run: Digest, message: object) -> bytes:
+    """The signed bytes of a message."""
+    return seal(keypair, run, _NAMES[type(message)], to_value(message))
+
+
+def open_message(raw: bytes, *, run: Digest | None) -> tuple[PeerId, Any]:
+    """The author and the message of signed bytes; raises MalformedBytes or BadSignature.
+
+    A status or contribution must be signed by the peer it speaks of.
+    """
+    envelope = open_envelope(raw, run=run)
+    return envelope.author, message_of(envelope)
+
+
+def message_of(envelope: Envelope) -> Any:
+    """The message in an opened envelope; raises MalformedBytes or BadSignature."""
+    kind = PURPOSES.get(envelope.purpose)
+    if kind is None:
+        raise MalformedBytes(f"unknown purpose {envelope.purpose!r}")
+    message = from_value(kind, envelope.body)
+    speaks_of = getattr(message, "author", None) or getattr(message, "peer", None)
+    if speaks_of is not None and speaks_of != envelope.author:
+        raise BadSignature(f"{envelope.author} signed a {envelope.purpose} of {speaks_of}")
+    return message
+
+
+def open_as(kind: type[Any], raw: bytes, *, run: Digest | None) -> Any:
+    """The message of that kind in signed bytes; raises MalformedBytes for any other kind, or BadSignature."""
+    _, message = open_message(raw, run=run)
+    if not isinstance(message, kind):
+        raise MalformedBytes(f"a {_NAMES[kind]} is due, not a {_NAMES[type(message)]}")
+    return message
