@@ -1,0 +1,74 @@
+"""Where a peer can be dialled: multiaddresses `/ip4/1.2.3.4/tcp/4001/p2p/12D3KooW...`, in the forms that are used here.
+
+Only TCP (QUIC has bugs in one of the two libp2p stacks), only with the peer id at the end: an address without one could be
+answered by anybody. Neither torch nor a libp2p stack is needed to read them.
+"""
+
+from __future__ import annotations
+
+import ipaddress
+import re
+from dataclasses import dataclass
+from typing import Final, Literal, get_args
+
+from swarm.errors import MalformedBytes
+from swarm.identity import PeerId
+
+HostKind = Literal["ip4", "ip6", "dns", "dns4", "dns6"]
+MAX_ADDRESS_LETTERS: Final = 200  # a DNS name of 110 letters fits; one address stays one line on a screen
+_KINDS: Final = get_args(HostKind)
+_PORT: Final = re.compile(r"[1-9][0-9]{0,4}", re.ASCII)
+_DNS_LABEL: Final = re.compile(r"[A-Za-z0-9_]([A-Za-z0-9_-]{0,61}[A-Za-z0-9_])?", re.ASCII)
+
+
+@dataclass(frozen=True, order=True, slots=True)
+class Address:
+    """One way to dial a peer; `str()` is its one canonical text (IPv6 shortened, DNS names in lower case)."""
+
+    host_kind: HostKind
+    host: str
+    port: int
+    peer: PeerId
+
+    def __str__(self) -> str:
+        return f"/{self.host_kind}/{self.host}/tcp/{self.port}/p2p/{self.peer.base58}"
+
+
+def parse_address(text: str) -> Address:
+    """The address that a multiaddress string stands for; raises MalformedBytes that says which part is wrong."""
+    if len(text) > MAX_ADDRESS_LETTERS:
+        raise MalformedBytes(f"an address has at most {MAX_ADDRESS_LETTERS} letters, not {len(text)}")
+    parts = text.split("/")
+    if len(parts) != 7 or parts[0] or parts[3] != "tcp" or parts[5] != "p2p":
+        raise MalformedBytes(f"{text!r} is not an address of the form /ip4/1.2.3.4/tcp/4001/p2p/12D3KooW...")
+    _, kind, host, _, port, _, peer = parts
+    return Address(_host_kind(kind), _host(kind, host), _port(port), PeerId.from_base58(peer))
+
+
+def _host_kind(kind: str) -> HostKind:
+    for known in _KINDS:
+        if kind == known:
+            return known  # type: ignore[no-any-return]  # get_args forgets that these are the literals
+    raise MalformedBytes(f"{kind!r} is not a kind of host; known are {', '.join(_KINDS)}")
+
+
+def _host(kind: str, host: str) -> str:
+    try:
+        if kind == "ip4":
+            return str(ipaddress.IPv4Address(host))
+        if kind == "ip6":
+            if "%" in host:
+                raise ValueError("a zone means nothing to another machine")
+            return str(ipaddress.IPv6Address(host))
+    except ValueError as error:
+        raise MalformedBytes(f"{host!r} is not an {kind} address: {error}") from None
+    labels = host.split(".")
+    if len(host) > 253 or not all(_DNS_LABEL.fullmatch(label) for label in labels):
+        raise MalformedBytes(f"{host!r} is not a DNS name")
+    return host.lower()
+
+
+def _port(text: str) -> int:
+    if not _PORT.fullmatch(text) or int(text) > 65535:
+        raise MalformedBytes(f"{text!r} is not a TCP port from 1 to 65535")
+    return int(text)
