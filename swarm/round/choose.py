@@ -1,0 +1,107 @@
+"""The leader's decisions as pure functions of what it knows: the decision, and the reason that goes on every screen."""
+
+from __future__ import annotations
+
+from dataclasses import dataclass
+
+from swarm.chain import ChainState, CommitList, Entry, is_majority
+from swarm.identity import PeerId
+from swarm.messages import Contribution
+from swarm.round.docket import Waiting
+
+
+@dataclass(frozen=True, slots=True)
+class RoundView:
+    """What a leader knows of the round at `chain` now. Peers and contributions are sorted."""
+
+    me: PeerId
+    chain: ChainState
+    members: tuple[PeerId, ...]  # the roster, or at genesis those who opened
+    awaited: tuple[PeerId, ...]  # members that are live and at this head
+    present: tuple[PeerId, ...]  # everyone live and at this head, members or not
+    waiting: tuple[Waiting, ...]
+    tokens: int  # done since their cuts by `awaited`, pending ones included
+    since_head_s: float
+    since_hint_s: float | None  # None: no cut hint has gone out
+    since_majority_s: float  # since a majority of `members` was live
+    lease_tokens: int  # of one member and round
+
+
+@dataclass(frozen=True, slots=True)
+class Deadlines:
+    """The manifest's times and targets that decide a round."""
+
+    target_tokens: int
+    train_s: float
+    exchange_s: float
+    isolation_s: float  # without a majority for so long, whoever is left commits alone
+
+
+def choose_hint(view: RoundView, deadlines: Deadlines) -> str | None:
+    """The reason to hint a cut now, or None."""
+    if view.since_hint_s is not None:
+        return None
+    if deadlines.target_tokens and view.tokens >= deadlines.target_tokens:
+        return f"{view.tokens} tokens of {deadlines.target_tokens} are done"
+    if view.since_head_s >= deadlines.train_s:
+        return f"the round has trained for {deadlines.train_s:g} s"
+    authors = {one.contribution.author for one in view.waiting}
+    if view.awaited and all(peer in authors for peer in view.awaited):
+        return "everyone has cut"
+    return None
+
+
+def choose_list(view: RoundView, deadlines: Deadlines) -> tuple[CommitList | None, str]:
+    """The commit to issue now, or None, with the reason."""
+    isolated = view.since_majority_s >= deadlines.isolation_s
+    chosen = [one for one in view.waiting if _held(one, view.members) or (isolated and view.me in one.holders)]
+    entries = tuple(sorted(_entry(one.contribution, view) for one in chosen))
+    authors = {entry.author for entry in entries}
+    missing = [peer for peer in view.awaited if peer not in authors]
+    tokens = sum(entry.tokens for entry in entries)
+    late = view.since_hint_s is not None and view.since_hint_s >= deadlines.exchange_s
+    if not entries:
+        return None, _why_nothing(view, deadlines)
+    if not missing and view.awaited:
+        reason = f"all {len(authors)} contributions are held"
+    elif deadlines.target_tokens and tokens >= deadlines.target_tokens:
+        reason = f"{tokens} tokens of {deadlines.target_tokens} are held"
+    elif late:
+        reason = f"deadline of {deadlines.exchange_s:g} s, without {_names(missing)}"
+    else:
+        return None, f"waits for {_names(missing)} ({len(authors)} of {len(view.awaited)} contributions held)"
+    admitted = tuple(peer for peer in view.present if peer not in authors)
+    minority = not is_majority(len(set(view.awaited) & set(view.members)), len(view.members))
+    return CommitList(entries=entries, admitted=admitted, minority=minority), reason
+
+
+def _held(one: Waiting, members: tuple[PeerId, ...]) -> bool:
+    return is_majority(len(one.holders & set(members)), len(members))
+
+
+def _entry(contribution: Contribution, view: RoundView) -> Entry:
+    rounds = max(1, view.chain.version - contribution.since_version + 1)
+    return Entry(
+        author=contribution.author,
+        seq=contribution.seq,
+        incarnation=contribution.incarnation,
+        root=contribution.root,
+        first_unit=contribution.first_unit,
+        end_unit=contribution.end_unit,
+        tokens=min(contribution.tokens, rounds * view.lease_tokens),
+        steps=contribution.steps,
+    )
+
+
+def _why_nothing(view: RoundView, deadlines: Deadlines) -> str:
+    if not is_majority(len(set(view.awaited) & set(view.members)), len(view.members)):
+        left = max(0.0, deadlines.isolation_s - view.since_majority_s)
+        return f"{len(view.awaited)} of {len(view.members)} members are here: no majority; alone in {left:.0f} s"
+    if view.waiting:
+        return f"no contribution is held by a majority yet ({len(view.waiting)} announced)"
+    return f"training: {view.tokens} tokens so far"
+
+
+def _names(peers: list[PeerId]) -> str:
+    shown = ", ".join(str(peer) for peer in peers[:3])
+    return shown + (f" and {len(peers) - 3} more" if len(peers) > 3 else "")

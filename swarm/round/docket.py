@@ -1,0 +1,69 @@
+"""The contributions that wait for a commit, and who holds each one whole."""
+
+from __future__ import annotations
+
+from collections.abc import Iterable
+from dataclasses import dataclass, field
+from typing import Final
+
+from swarm.chain import MAX_AGE_VERSIONS, ChainState
+from swarm.digest import Digest
+from swarm.identity import PeerId
+from swarm.messages import Contribution
+
+MAX_WAITING: Final = 2048  # contributions on the docket; more come only from peers who break the rules
+
+
+@dataclass(slots=True)
+class Waiting:
+    """One contribution: announced, and held whole by `holders` (its author among them)."""
+
+    contribution: Contribution
+    sealed: bytes
+    holders: set[PeerId] = field(default_factory=set)
+
+
+class Docket:
+    """Contributions by root; one number of an author is there once, the first that was announced."""
+
+    def __init__(self) -> None:
+        self._waiting: dict[Digest, Waiting] = {}
+
+    def announce(self, contribution: Contribution, sealed: bytes, chain: ChainState) -> Waiting | None:
+        """Puts a contribution on the docket; None when it is not new or can never be listed."""
+        if contribution.root in self._waiting or not may_be_listed(contribution, chain):
+            return None
+        if len(self._waiting) >= MAX_WAITING:
+            return None
+        twin = any(
+            one.contribution.author == contribution.author and one.contribution.seq == contribution.seq
+            for one in self._waiting.values()
+        )
+        if twin:
+            return None
+        waiting = Waiting(contribution, sealed, {contribution.author})
+        self._waiting[contribution.root] = waiting
+        return waiting
+
+    def hold(self, peer: PeerId, roots: Iterable[Digest]) -> None:
+        """Notes that a peer holds these whole."""
+        for root in roots:
+            if root in self._waiting:
+                self._waiting[root].holders.add(peer)
+
+    def get(self, root: Digest) -> Waiting | None:
+        return self._waiting.get(root)
+
+    def waiting(self) -> tuple[Waiting, ...]:
+        """All, by author and number."""
+        return tuple(sorted(self._waiting.values(), key=lambda one: (one.contribution.author, one.contribution.seq)))
+
+    def prune(self, chain: ChainState) -> None:
+        """Drops what this chain lists or can never list."""
+        self._waiting = {root: one for root, one in self._waiting.items() if may_be_listed(one.contribution, chain)}
+
+
+def may_be_listed(contribution: Contribution, chain: ChainState) -> bool:
+    """Whether a commit on `chain` may list it: not listed yet, not too old, not from a later version."""
+    age = chain.version - contribution.version
+    return 0 <= age <= MAX_AGE_VERSIONS and not chain.has_listed(contribution.author, contribution.seq)

@@ -1,0 +1,111 @@
+"""What one peer tells the others of itself: its contributions in flight, the blobs it holds, and its status."""
+
+from __future__ import annotations
+
+from dataclasses import dataclass
+from typing import Final
+
+from swarm.chain import MAX_AGE_VERSIONS, ChainState
+from swarm.digest import Digest
+from swarm.identity import PeerId
+from swarm.messages import MAX_HELD, Activity, Contribution, PeerStatus
+from swarm.round.facts import Figures
+
+_BEATS_PER_INCARNATION: Final = 1 << 32  # a restart's first beat is above any beat of the life before
+
+
+@dataclass(frozen=True, slots=True)
+class Self:
+    """Who this participant is. `incarnation` rises with every start of the process."""
+
+    peer: PeerId
+    name: str
+    device: str
+    incarnation: int
+
+
+class OwnContributions:
+    """Our numbers: those pending, and those listed so lately that an undo may bring them back."""
+
+    def __init__(self) -> None:
+        self._known: dict[int, tuple[Contribution, bytes]] = {}
+        self._pending: tuple[int, ...] = ()
+
+    def add(self, contribution: Contribution, sealed: bytes) -> None:
+        """A new one, or one from before a restart: it is pending."""
+        self._known[contribution.seq] = (contribution, sealed)
+        self._pending = tuple(sorted({*self._pending, contribution.seq}))
+
+    def move(self, still_pending: tuple[int, ...], version: int) -> None:
+        """A new head: these are pending now; what no undo can bring back is forgotten."""
+        oldest = version - 2 * MAX_AGE_VERSIONS
+        self._known = {seq: own for seq, own in self._known.items() if seq in still_pending or own[0].version >= oldest}
+        self._pending = tuple(sorted(set(still_pending) & set(self._known)))
+
+    def pending(self) -> tuple[tuple[Contribution, bytes], ...]:
+        """Those pending, oldest first."""
+        return tuple(self._known[seq] for seq in self._pending)
+
+
+class HeldBlobs:
+    """Roots of contributions held whole; the oldest make room."""
+
+    def __init__(self) -> None:
+        self._roots: dict[Digest, None] = {}
+
+    def add(self, root: Digest) -> None:
+        self._roots[root] = None
+        while len(self._roots) > MAX_HELD:
+            del self._roots[next(iter(self._roots))]
+
+    def __contains__(self, root: Digest) -> bool:
+        return root in self._roots
+
+    def newest(self, count: int) -> tuple[Digest, ...]:
+        return tuple(self._roots)[-count:]
+
+
+@dataclass(slots=True)
+class Standing:
+    """Where we stand, for the status."""
+
+    activity: Activity
+    view: int
+    chain: ChainState
+    state_digest: Digest
+    waits_for: str
+    pending: bytes | None
+    holding: tuple[Digest, ...]
+
+
+def make_status(me: Self, beat: int, standing: Standing, figures: Figures) -> PeerStatus:
+    """The heartbeat number `beat` of this life."""
+    return PeerStatus(
+        peer=me.peer,
+        beat=me.incarnation * _BEATS_PER_INCARNATION + beat,
+        name=me.name,
+        device=me.device,
+        activity=standing.activity,
+        incarnation=me.incarnation,
+        view=standing.view,
+        version=standing.chain.version,
+        head=standing.chain.head,
+        tokens=standing.chain.tokens,
+        state_digest=standing.state_digest,
+        tokens_since_cut=figures.tokens_since_cut,
+        steps_since_cut=figures.steps_since_cut,
+        tokens_per_s=figures.tokens_per_s,
+        up_bytes=figures.up_bytes,
+        down_bytes=figures.down_bytes,
+        up_bytes_per_s=figures.up_bytes_per_s,
+        down_bytes_per_s=figures.down_bytes_per_s,
+        train_loss=figures.train_loss,
+        heldout_loss=figures.heldout_loss,
+        heldout_version=figures.heldout_version,
+        checkpoint_version=figures.checkpoint_version,
+        waits_for=(standing.waits_for or figures.waits_for)[:400],
+        addresses=figures.addresses,
+        pending=standing.pending,
+        holding=standing.holding,
+        time=figures.time,
+    )

@@ -1,0 +1,106 @@
+"""Who is here, seen from one peer: statuses heard, silences, and the view that says whose turn it is to lead."""
+
+from __future__ import annotations
+
+from swarm.chain import ChainState, is_majority, leader_of
+from swarm.identity import PeerId
+from swarm.messages import Activity, PeerStatus
+from swarm.round.roll import Heard, Roll
+
+_NOT_AWAITED = (Activity.SYNCING, Activity.LEAVING, Activity.JOINING)
+
+
+class Presence:
+    """Statuses and silences. Silence counts from the last word or from the last head, whichever is later: a member not
+    heard of since the head moved is here until its silence is long enough to say otherwise."""
+
+    def __init__(self, me: PeerId, silence_s: float) -> None:
+        self.me = me
+        self.roll = Roll()
+        self.head_since_s = 0.0
+        self.majority_s = 0.0  # when a majority of the members was last here
+        self._silence_s = silence_s
+
+    def start(self, now_s: float) -> None:
+        """A new head, or the first fact: silences count from here."""
+        self.head_since_s = self.majority_s = now_s
+
+    def fresh(self, now_s: float) -> tuple[Heard, ...]:
+        """Those heard lately, by peer id."""
+        return self.roll.fresh(now_s, self._silence_s)
+
+    def at_head(self, chain: ChainState, now_s: float) -> tuple[PeerStatus, ...]:
+        """The statuses of those heard lately who stand at our head, by peer id."""
+        return tuple(heard.status for heard in self.fresh(now_s) if heard.status.head == chain.head)
+
+    def ahead_of(self, chain: ChainState, now_s: float) -> tuple[PeerStatus, ...]:
+        """The statuses of those heard lately whose head ranks above ours, best first."""
+        ahead = [
+            heard.status
+            for heard in self.fresh(now_s)
+            if key_of(heard.status) > chain.key and heard.status.head not in chain.barred
+        ]
+        return tuple(sorted(ahead, key=key_of, reverse=True))
+
+    def is_live(self, peer: PeerId, now_s: float) -> bool:
+        """Whether a peer has not been silent for too long, nor left; we are always live."""
+        heard = self.roll.get(peer)
+        last_s = max(heard.at_s if heard else 0.0, self.head_since_s)
+        return peer == self.me or ((heard is None or not heard.left) and now_s - last_s <= self._silence_s)
+
+    def is_awaited(self, peer: PeerId, now_s: float) -> bool:
+        """Whether a round should wait for a member: live, and not on its way out or behind."""
+        heard = self.roll.get(peer)
+        busy = heard is None or heard.status.activity not in _NOT_AWAITED
+        return peer == self.me or (busy and self.is_live(peer, now_s))
+
+    def note_majority(self, members: tuple[PeerId, ...], now_s: float) -> None:
+        """Keeps `majority_s` up to date."""
+        if not members or is_majority(sum(self.is_live(peer, now_s) for peer in members), len(members)):
+            self.majority_s = now_s
+
+
+class Views:
+    """The view this peer is in, and whether anyone leads in it.
+
+    A view changes when its leader is silent, when the rightful leader of a later one speaks, or when a majority of the
+    roster has moved on. One who has not been led since it started or caught up takes the others' view, whatever it is.
+    """
+
+    def __init__(self, view: int = 0) -> None:
+        self.view = view
+        self.leader_heard_s = 0.0
+        self.is_led = False
+
+    def accepts(self, sender: PeerId, view: int, roster: tuple[PeerId, ...]) -> bool:
+        """Whether `sender` may lead `view`: its rightful leader, and at most one turn of the roster ahead."""
+        farthest = self.view + len(roster) if self.is_led else view
+        return leader_of(view, roster) == sender and self.view <= view <= farthest
+
+    def led(self, now_s: float) -> None:
+        """The leader of our view was heard."""
+        self.leader_heard_s = now_s
+        self.is_led = True
+
+    def enter(self, view: int, now_s: float) -> None:
+        self.view = view
+        self.leader_heard_s = now_s
+
+    def common_view(self, others: list[int], roster_size: int) -> int | None:
+        """The view to move to because the others are in it; None to stay. `others`: views of roster members at our head."""
+        others = sorted(others)
+        if not others:
+            return None
+        if not self.is_led:
+            middle = others[(len(others) - 1) // 2]
+            return middle if middle != self.view else None
+        later = [view for view in others if view > self.view]
+        needed = roster_size // 2 + 1
+        if len(later) >= needed and later[-needed] <= self.view + roster_size:
+            return later[-needed]
+        return None
+
+
+def key_of(status: PeerStatus) -> tuple[int, int, bytes]:
+    """The rank of the head that a status reports; see `ChainState.key`."""
+    return status.tokens, status.version, status.head.raw

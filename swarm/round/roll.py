@@ -1,0 +1,67 @@
+"""Who is here: the newest status of every peer heard of, and when it was heard."""
+
+from __future__ import annotations
+
+from dataclasses import dataclass
+from typing import Final
+
+from swarm.identity import PeerId
+from swarm.messages import PeerStatus
+
+MAX_HEARD: Final = 4096  # peers remembered; the one silent for longest makes room
+FORGET_AFTER_S: Final = 600.0  # a peer silent for so long is dropped from the roll
+
+
+@dataclass(slots=True)
+class Heard:
+    """One peer: its newest status by `beat`, and whether it said goodbye since."""
+
+    status: PeerStatus
+    sealed: bytes
+    at_s: float
+    left: bool = False
+
+
+class Roll:
+    """The statuses heard, newest per peer."""
+
+    def __init__(self) -> None:
+        self._heard: dict[PeerId, Heard] = {}
+
+    def hear(self, status: PeerStatus, sealed: bytes, now_s: float) -> bool:
+        """Takes a status; returns whether the peer is new here or back. Older beats than the known one are ignored."""
+        known = self._heard.get(status.peer)
+        if known is not None and status.beat <= known.status.beat:
+            return False
+        if known is None and len(self._heard) >= MAX_HEARD:
+            del self._heard[min(self._heard, key=lambda peer: self._heard[peer].at_s)]
+        self._heard[status.peer] = Heard(status, sealed, now_s)
+        return known is None or known.left
+
+    def leave(self, peer: PeerId) -> bool:
+        """Notes a goodbye; returns whether the peer was here."""
+        known = self._heard.get(peer)
+        if known is None or known.left:
+            return False
+        known.left = True
+        return True
+
+    def forget_silent(self, now_s: float) -> None:
+        """Drops peers not heard of for FORGET_AFTER_S."""
+        for peer in [peer for peer, heard in self._heard.items() if now_s - heard.at_s > FORGET_AFTER_S]:
+            del self._heard[peer]
+
+    def get(self, peer: PeerId) -> Heard | None:
+        return self._heard.get(peer)
+
+    def fresh(self, now_s: float, silence_s: float) -> tuple[Heard, ...]:
+        """Those heard within `silence_s` who have not left, by peer id."""
+        return tuple(
+            self._heard[peer]
+            for peer in sorted(self._heard)
+            if not self._heard[peer].left and now_s - self._heard[peer].at_s <= silence_s
+        )
+
+    def all(self) -> tuple[Heard, ...]:
+        """Everyone remembered, by peer id."""
+        return tuple(self._heard[peer] for peer in sorted(self._heard))
