@@ -3,9 +3,9 @@
     N = elements of the flat vector of all parameters
 
 Three families, one table. A parameter has two names: the one in this process (`lm_head.weight`) and the published one in
-checkpoint files (`embed_out.weight`), which other releases of transformers share. Whatever peers must agree on, the order inside
-a unit and the random stream of version 0, goes by the published name. transformers takes seconds to import, so it is imported
-where a model is first built.
+checkpoint files (`embed_out.weight`), which other releases of transformers share. Whatever peers must agree on, the order
+inside a unit and the random stream of version 0, goes by the published name. transformers takes seconds to import, so it is
+imported where a model is first built.
 """
 
 from __future__ import annotations
@@ -152,8 +152,9 @@ def build_model(
     with torch.no_grad():
         for parameter in model.parameters():
             parameter.zero_()
-    moved: PreTrainedModel = model.to(device)  # type: ignore[arg-type]  # a decorator hides the signature
-    return moved.train()
+    nn.Module.to(model, device)
+    model.train()
+    return model
 
 
 def meta_model(config: ModelConfig) -> PreTrainedModel:
@@ -171,8 +172,9 @@ def _construct(config: ModelConfig, dtype: torch.dtype) -> PreTrainedModel:
     import transformers
 
     # Its advice is for people who call it; ours read the peer's own log.
-    transformers.utils.logging.set_verbosity_error()
-    transformers.utils.logging.disable_progress_bar()
+    chatter: Any = transformers.utils.logging
+    chatter.set_verbosity_error()
+    chatter.disable_progress_bar()
     family = _FAMILIES[config.family]
     model_class = getattr(transformers, family.class_name)
     settings = model_class.config_class(**hf_config(config))
@@ -195,7 +197,7 @@ def layout_of(model: nn.Module) -> ModelLayout:
     The order does not depend on that of a class's constructor, and is the one in which safetensors files store equal
     dtypes: a unit's file is a header and the unit's flat vector. Raises LocalError for a parameter that fits nowhere.
     """
-    family_name = str(getattr(model.config, "model_type", ""))
+    family_name = str(getattr(getattr(model, "config", None), "model_type", type(model).__name__))
     if family_name not in _FAMILIES:
         raise LocalError(f"no units are known for model type {family_name!r}; known are {', '.join(_FAMILIES)}")
     family = _FAMILIES[family_name]
@@ -221,8 +223,9 @@ def initial_parameters(config: ModelConfig, seed: int, layout: ModelLayout) -> T
 
     Matrices are normal(0, 0.02), those that write into the residual stream narrower by sqrt(2 * layers) (GPT-2); norms are 1
     and biases 0. Each parameter has a stream of its own, keyed by its published name. A draw is the sum of eight 16-bit
-    uniforms, shifted and scaled: within 5 standard deviations as good as normal for this purpose, and made of integer
-    operations and one fp32 product, where a true normal needs logarithms, which round differently between machines.
+    uniforms, shifted and scaled: normal but for lighter tails (excess kurtosis -0.15, nothing beyond 4.9 deviations), and
+    made of integer operations and one fp32 product, where an exact normal needs logarithms, which round differently
+    between machines, and an algorithm that numpy does not promise to keep.
     """
     family = _FAMILIES[config.family]
     flat_N = np.empty(layout.numel, dtype=np.float32)
@@ -261,8 +264,3 @@ def genesis_digest(flat_N: Tensor) -> Digest:
     if flat_N.dtype != torch.float32 or not flat_N.is_contiguous():
         raise LocalError(f"version 0 is contiguous fp32, not {flat_N.dtype}")
     return blob_digest(flat_N.numpy().astype("<f4", copy=False).data)
-
-
-def named_parameters(model: nn.Module) -> dict[str, nn.Parameter]:
-    """The parameters by the names that `layout_of` gives them."""
-    return dict(model.named_parameters())

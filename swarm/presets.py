@@ -1,9 +1,9 @@
 """Run configs to start from: two small ones to try things out, and the published sizes of three model families.
 
-Model sizes and vocabularies (padded as published) are those of the models' own config files; learning rates are the published
-ones of pre-training (Pythia: arXiv 2304.01373; GPT-NeoX-20B: arXiv 2204.06745; GPT-J: its training config; llama-1b, for which
-none is published, has that of pythia-1b). Text for the large ones is the maintainer's to name: their tokenizer and sources are
-filled in when the run is made.
+Model sizes and vocabularies (padded as published) are those of the models' own config files; learning rates are the
+published ones of pre-training (Pythia: arXiv 2304.01373; GPT-NeoX-20B: arXiv 2204.06745; GPT-J: its training config;
+llama-1b, for which none is published, has that of pythia-1b). Text for the large ones is the maintainer's to name: their
+tokenizer and sources are filled in when the run is made.
 """
 
 from __future__ import annotations
