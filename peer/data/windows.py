@@ -1,0 +1,267 @@
+"""Windows: fixed cuts of `sequence_length + 1` tokens, in the order that all peers of a run share.
+
+A window begins every `sequence_length` tokens, so that each token is predicted once; windows do not cross from one array
+to the next. `describe_data` finds out what a manifest says of its data; `open_windows` opens the same data on any peer and
+refuses others. Training windows go by slot number (`swarm/lease.py`), held-out windows by their own number.
+"""
+
+# B = windows in a batch, L = sequence_length
+
+from __future__ import annotations
+
+from collections.abc import Callable, Sequence
+from dataclasses import dataclass
+from pathlib import Path
+from typing import Any, Final
+
+import numpy as np
+from numpy.typing import NDArray
+
+from peer.data.cache import Progress, no_progress, write_atomically
+from peer.data.embedded import (
+    build_embedded_blob,
+    embedded_path,
+    load_embedded_blob,
+    parse_embedded_blob,
+)
+from peer.data.files import find_files, source_digest
+from peer.data.tokenizer import BYTES, ByteTokenizer, Tokenizer, check_vocabulary, load_tokenizer
+from peer.data.tokens import TIER_PERCENTS, TokenSet, tokenized
+from swarm.config import DataConfig, SourceConfig
+from swarm.digest import Digest, blob_digest
+from swarm.errors import DataError
+from swarm.lease import window_of_slot
+
+Fetch = Callable[[Digest], bytes]
+
+EMBEDDED_NAME: Final = "python-standard-library"
+
+
+class TokenRuns:
+    """Arrays of token ids, cut into windows that are numbered through."""
+
+    def __init__(self, arrays: Sequence[NDArray[Any]], sequence_length: int) -> None:
+        self._arrays = tuple(arrays)
+        self._length = sequence_length
+        counts = [max(0, (len(array) - 1) // sequence_length) for array in arrays]
+        self._stops = np.cumsum(np.array([0, *counts], dtype=np.int64))  # windows before and in each array
+        self.num_windows = int(self._stops[-1])
+
+    def take(self, numbers: Sequence[int]) -> NDArray[np.int64]:
+        """(B, L + 1) token ids of the windows of those numbers; raises IndexError for one that is not there."""
+        taken = np.empty((len(numbers), self._length + 1), dtype=np.int64)
+        for row, number in enumerate(numbers):
+            if not 0 <= number < self.num_windows:
+                raise IndexError(f"window {number} of {self.num_windows}")
+            place = int(np.searchsorted(self._stops, number, side="right")) - 1
+            start = (number - int(self._stops[place])) * self._length
+            taken[row] = self._arrays[place][start : start + self._length + 1]
+        return taken
+
+
+@dataclass(frozen=True, slots=True)
+class _Corpus:
+    """Text as tokens, split, before a manifest's numbers are applied to it."""
+
+    source: SourceConfig
+    tokenizer: str
+    train: TokenRuns
+    heldout: TokenRuns
+    tokens_by_source: dict[str, int]
+    faults: tuple[str, ...] = ()
+
+
+class Windows:
+    """The windows of a run. Equal manifests give equal windows for equal numbers, on every peer."""
+
+    def __init__(self, config: DataConfig, corpus: _Corpus) -> None:
+        self.num_windows = config.num_windows
+        self.num_heldout_windows = config.num_heldout_windows
+        self.tokens_by_source = dict(corpus.tokens_by_source)  # all tokens of the source, held-out ones included
+        self.faults = corpus.faults  # the first malformed lines that were left out
+        self._seed = config.seed
+        self._train = corpus.train
+        self._heldout = corpus.heldout
+
+    def train(self, slots: Sequence[int]) -> NDArray[np.int64]:
+        """(B, L + 1) token ids of the training windows that those slots stand for."""
+        return self._train.take([window_of_slot(slot, self.num_windows, self._seed) for slot in slots])
+
+    def heldout(self, indices: Sequence[int]) -> NDArray[np.int64]:
+        """(B, L + 1) token ids of held-out windows; raises IndexError beyond `num_heldout_windows`."""
+        if any(index >= self.num_heldout_windows for index in indices):
+            raise IndexError(f"held-out window {max(indices)} of {self.num_heldout_windows}")
+        return self._heldout.take(indices)
+
+    def close(self) -> None:
+        """Lets go of the memory-mapped files; no window can be read afterwards."""
+        self._train = self._heldout = TokenRuns((), 1)
+
+
+def describe_data(
+    config: DataConfig,
+    data_path: Path | None,
+    tokenizer_path: Path | None,
+    cache_dir: Path,
+    progress: Progress = no_progress,
+    *,
+    vocab_size: int | None = None,
+) -> DataConfig:
+    """The config with kind, source, tokenizer and numbers of windows as they are on this machine, for a new manifest.
+
+    With a `data_path` the kind becomes "files". A digest or tokenizer that the config names already must fit. Raises
+    DataError, also when the text is too short, or the vocabulary larger than the model's `vocab_size`.
+    """
+    if data_path is None and config.kind == "embedded":
+        _refuse_paths(config, None, tokenizer_path)
+        raw = build_embedded_blob()
+        write_atomically(embedded_path(cache_dir, blob_digest(raw)), raw)
+        corpus = _embedded_corpus(config, raw, vocab_size)
+    else:
+        config = config.model_copy(update={"kind": "files"})
+        named = "" if tokenizer_path is not None and config.tokenizer == BYTES else config.tokenizer
+        tokenizer = load_tokenizer(named, tokenizer_path)
+        corpus = _file_corpus(config, data_path, tokenizer, vocab_size, (cache_dir, progress))
+    if not corpus.train.num_windows:
+        raise DataError(f"{corpus.source.name}: too short for one window of {config.sequence_length + 1} tokens")
+    return config.model_copy(
+        update={
+            "sources": (corpus.source,),
+            "tokenizer": corpus.tokenizer,
+            "num_windows": corpus.train.num_windows,
+            "num_heldout_windows": corpus.heldout.num_windows,
+        }
+    )
+
+
+def open_windows(
+    config: DataConfig,
+    data_path: Path | None,
+    tokenizer_path: Path | None,
+    cache_dir: Path,
+    *,
+    fetch_blob: Fetch | None = None,
+    progress: Progress = no_progress,
+    vocab_size: int | None = None,
+) -> Windows:
+    """The windows that a manifest's data section names, checked against it digest by digest.
+
+    `fetch_blob` gets the embedded text from other peers when this Python's differs. Raises DataError that names what is
+    wrong, both digests and what to do; StateError when the cache cannot be written; what `fetch_blob` and `progress` raise.
+    """
+    if len(config.sources) != 1:
+        raise DataError(f"the manifest names {len(config.sources)} sources of text; this build reads exactly one")
+    if config.kind == "embedded":
+        _refuse_paths(config, data_path, tokenizer_path)
+        raw = load_embedded_blob(_named_digest(config), cache_dir, fetch_blob)
+        corpus = _embedded_corpus(config, raw, vocab_size)
+    else:
+        _named_digest(config)
+        tokenizer = load_tokenizer(config.tokenizer, tokenizer_path)
+        corpus = _file_corpus(config, data_path, tokenizer, vocab_size, (cache_dir, progress))
+    for kind, named, found in (
+        ("training", config.num_windows, corpus.train.num_windows),
+        ("held-out", config.num_heldout_windows, corpus.heldout.num_windows),
+    ):
+        if not 0 < named <= found:
+            raise DataError(
+                f"the manifest names {named} {kind} windows of {config.sequence_length + 1} tokens, the text gives "
+                f"{found}; the manifest was not made from this text: ask its maintainer"
+            )
+    if config.eval_windows > config.num_heldout_windows:
+        raise DataError(
+            f"the manifest evaluates on {config.eval_windows} held-out windows and names {config.num_heldout_windows}"
+        )
+    return Windows(config, corpus)
+
+
+def _named_digest(config: DataConfig) -> Digest:
+    try:
+        return Digest.from_hex(config.sources[0].digest)
+    except ValueError:
+        raise DataError(
+            f"the manifest's digest of {config.sources[0].name[:64]!r} is {config.sources[0].digest[:64]!r}, not 64 hex "
+            "digits; make the manifest with `barnraise new`"
+        ) from None
+
+
+def _refuse_paths(config: DataConfig, data_path: Path | None, tokenizer_path: Path | None) -> None:
+    """The embedded text comes with Python: other text or tokens would silently not be used."""
+    if data_path is not None:
+        raise DataError(f"this run is trained on the text that comes with Python; leave out --data {data_path}")
+    if tokenizer_path is not None or config.tokenizer != BYTES:
+        raise DataError(
+            f"the text that comes with Python is read as plain bytes, not with tokenizer {config.tokenizer[:12]!r}"
+        )
+
+
+def _embedded_corpus(config: DataConfig, raw: bytes, vocab_size: int | None) -> _Corpus:
+    check_vocabulary(ByteTokenizer(), vocab_size)
+    text = parse_embedded_blob(raw)
+    name = config.sources[0].name if config.sources else EMBEDDED_NAME
+    source = SourceConfig(name=name, digest=blob_digest(raw).hex(), num_bytes=len(raw))
+    _refuse_other_source(config, source, "this Python's own library")
+    heldout = TokenRuns([np.frombuffer(text.heldout, np.uint8)], config.sequence_length)
+    if heldout.num_windows < config.eval_windows:
+        raise _too_little_heldout(config, len(text.heldout), heldout.num_windows)
+    return _Corpus(
+        source=source,
+        tokenizer=BYTES,
+        train=TokenRuns([np.frombuffer(text.train, np.uint8)], config.sequence_length),
+        heldout=heldout,
+        tokens_by_source={name: len(text.train) + len(text.heldout)},
+    )
+
+
+def _file_corpus(
+    config: DataConfig,
+    data_path: Path | None,
+    tokenizer: Tokenizer,
+    vocab_size: int | None,
+    making: tuple[Path, Progress],
+) -> _Corpus:
+    """Digest first, then tokens, so that a wrong file is refused before hours of work."""
+    check_vocabulary(tokenizer, vocab_size)
+    if data_path is None:
+        name = config.sources[0].name[:64] if config.sources else "text files"
+        raise DataError(f"this run is trained on {name}; give your copy of it with --data PATH")
+    cache_dir, progress = making
+    files = find_files(data_path)
+    num_bytes = sum(file.num_bytes for file in files)
+    if not num_bytes:
+        raise DataError(f"{data_path}: {len(files)} files, all empty; there is nothing to train on")
+    digest = source_digest(files, cache_dir, progress)
+    name = config.sources[0].name if config.sources else data_path.resolve().name
+    source = SourceConfig(name=name, digest=digest.hex(), num_bytes=num_bytes)
+    _refuse_other_source(config, source, str(data_path))
+    tokens = tokenized(files, digest, tokenizer, cache_dir, progress)
+    train, heldout = _split(tokens, config)
+    return _Corpus(source, tokenizer.digest, train, heldout, tokens.tokens_by_source, tokens.faults)
+
+
+def _refuse_other_source(config: DataConfig, found: SourceConfig, where: str) -> None:
+    """Raises DataError if the config names a digest already, and another one."""
+    named = config.sources[0].digest if config.sources else ""
+    if named and named != found.digest:
+        raise DataError(
+            f"{where}: wrong data: the digest of its {found.num_bytes} bytes is {found.digest[:12]}, the manifest names "
+            f"{named[:12]} with {config.sources[0].num_bytes} bytes for {found.name[:64]!r}; give the same files that "
+            "the run was made with"
+        )
+
+
+def _split(tokens: TokenSet, config: DataConfig) -> tuple[TokenRuns, TokenRuns]:
+    """Training and held-out windows: as few tiers are held out as evaluation needs. Raises DataError if all are too few."""
+    for count in range(1, len(TIER_PERCENTS) + 1):
+        heldout = TokenRuns(tokens.heldout_tiers[:count], config.sequence_length)
+        if heldout.num_windows >= config.eval_windows:
+            return TokenRuns((tokens.train, *tokens.heldout_tiers[count:]), config.sequence_length), heldout
+    raise _too_little_heldout(config, sum(map(len, tokens.heldout_tiers)), heldout.num_windows)
+
+
+def _too_little_heldout(config: DataConfig, num_tokens: int, num_windows: int) -> DataError:
+    return DataError(
+        f"too little text: {num_tokens} tokens can be held out, which is {num_windows} windows of "
+        f"{config.sequence_length + 1} tokens, and {config.eval_windows} are to be evaluated on; give more text, or a "
+        "smaller data.sequence_length or data.eval_windows"
+    )
