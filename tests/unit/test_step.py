@@ -10,9 +10,9 @@ import numpy as np
 import pytest
 import torch
 from torch import Tensor, nn
-from transformers import GPTNeoXConfig, GPTNeoXForCausalLM
 
 from peer.inner import make_inner_optimizer
+from peer.model import build_model, initial_parameters, layout_of
 from peer.step import (
     MAX_NON_FINITE_STEPS,
     InnerTrainer,
@@ -21,25 +21,21 @@ from peer.step import (
     choose_micro_batch,
     micro_batch_by_trial,
 )
-from swarm.config import InnerConfig
+from swarm.allreduce.layout import unflatten_into
+from swarm.config import InnerConfig, ModelConfig
 from swarm.errors import ConfigError, LocalError
 
 CPU = torch.device("cpu")
 VOCAB, LENGTH = 64, 12
 
 
-def make_model(dtype: torch.dtype = torch.float64) -> GPTNeoXForCausalLM:
-    torch.manual_seed(0)
-    config = GPTNeoXConfig(
-        vocab_size=VOCAB,
-        hidden_size=32,
-        num_hidden_layers=2,
-        num_attention_heads=2,
-        intermediate_size=64,
-        max_position_embeddings=32,
-        tie_word_embeddings=False,
-    )
-    return GPTNeoXForCausalLM(config).to(dtype)
+def make_model(dtype: torch.dtype = torch.float64, family: str = "gpt_neox") -> nn.Module:
+    sizes = {"vocab_size": VOCAB, "hidden_size": 32, "num_layers": 2, "num_heads": 2, "intermediate_size": 64}
+    config = ModelConfig.model_validate({"family": family, "max_positions": 32, **sizes})
+    model = build_model(config, dtype=dtype)
+    layout = layout_of(model)
+    unflatten_into(layout, initial_parameters(config, 0, layout), dict(model.named_parameters()))
+    return model
 
 
 def make_trainer(model: nn.Module, kind: str = "sgd", **settings: Any) -> InnerTrainer:
@@ -121,8 +117,9 @@ def test_step_equals_autograd_written_out() -> None:
     assert (weights(model) - expected).abs().max() < 1e-12
 
 
-def test_loss_falls_in_fp32_with_an_8bit_optimizer() -> None:
-    model = make_model(torch.float32)
+@pytest.mark.parametrize("family", ["gpt_neox", "gptj", "llama"])
+def test_loss_falls_in_fp32_with_an_8bit_optimizer(family: str) -> None:
+    model = make_model(torch.float32, family)
     trainer = make_trainer(model, "adamw8bit", micro_batch=4, clip_norm=1.0)
     batch = windows(8)
     before = trainer.evaluate(batch)
