@@ -16,6 +16,7 @@ import logging
 from collections import deque
 from contextlib import AsyncExitStack
 from dataclasses import dataclass
+from pathlib import Path
 from types import TracebackType
 from typing import Final, Self
 
@@ -45,6 +46,7 @@ class NetworkConfig:
     bootstrap: tuple[str, ...] = ()  # peers to dial at the start; one must answer, unless there are none
     local: bool = True  # tell others loopback addresses, and no other
     dial_timeout_s: float = DIAL_TIMEOUT_S
+    sockets_parent: Path | None = None  # where the private directory of sockets goes; None: the temporary folder
 
 
 class Network:
@@ -94,7 +96,7 @@ class Network:
         for address in self._config.bootstrap:
             parse_address(address)
         async with AsyncExitStack() as stack:  # undoes what was begun when a later step fails
-            self._sockets = SocketDirectory()
+            self._sockets = SocketDirectory(self._config.sockets_parent)
             stack.callback(self._sockets.remove)
             await stack.enter_async_context(self._tasks)
             self.transport = HivemindTransport(self._keypair.peer_id, self._tasks, local=self._config.local)
