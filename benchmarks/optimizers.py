@@ -9,8 +9,8 @@ and the greatest.
 Settings: a preset's learning rate (warm-up over the first tenth, cosine to a tenth), weight decay and betas for AdamW. Lion's
 update has entries of size 1 whatever the gradient, so it gets a lower learning rate and as much more decay; papers advise a
 factor of 3 to 10 (Chen et al. 2023, section 5), for runs of a few hundred small batches half was best. Learning rate and
-betas of Lion were swept on seed 0, which is therefore not among the seeds here: its usual second beta, 0.99, costs 6 % of loss
-at this length, AdamW's 0.95 nothing. `lion` with fp32 state shows what 8 bits cost Lion, apart from what Lion itself does.
+betas of Lion were swept on seed 0, which is therefore not among the seeds here: its usual second beta, 0.99, costs 6 % of
+loss at this length, AdamW's 0.95 nothing. `lion` with fp32 state shows what 8 bits cost Lion, apart from what Lion itself does.
 """
 
 from __future__ import annotations
@@ -171,7 +171,7 @@ def main() -> None:
     options = parser.parse_args()
     device, _ = choose_device(options.device)
     run = preset_config(options.preset)
-    console = Console()
+    console = Console(width=max(Console().width, 100))  # a pipe has 80 columns, too few for the tables
     console.print(f"{describe_device(device)}, torch {torch.__version__}")
     sizes = [size for preset in dict.fromkeys((options.preset, "small")) for size in measure_state(preset, device)]
     console.print(state_table(sizes))
