@@ -10,6 +10,7 @@ The list carries no term, leader, time or signature: a take-over that issues the
 
 from __future__ import annotations
 
+from bisect import bisect_left
 from dataclasses import dataclass, replace
 from typing import Annotated, Final
 
@@ -64,7 +65,7 @@ class ListedNumbers:
 
     author: PeerId
     highest: U63
-    holes: tuple[U63, ...] = ()  # ascending, each below `highest`
+    holes: Annotated[tuple[U63, ...], MaxLen(MAX_HOLES)] = ()  # ascending, each below `highest`
 
     def __contains__(self, seq: int) -> bool:
         return seq <= self.highest and seq not in self.holes
@@ -96,11 +97,18 @@ class ChainState:
         return self.tokens, self.version, self.head.raw
 
     def has_listed(self, author: PeerId, seq: int) -> bool:
-        return any(seq in numbers for numbers in self.listed if numbers.author == author)
+        numbers = self._numbers_of(author)
+        return numbers is not None and seq in numbers
 
     def highest_seq(self, author: PeerId) -> int:
         """The highest number listed for that author; 0 when there is none."""
-        return next((numbers.highest for numbers in self.listed if numbers.author == author), 0)
+        numbers = self._numbers_of(author)
+        return 0 if numbers is None else numbers.highest
+
+    def _numbers_of(self, author: PeerId) -> ListedNumbers | None:
+        place = bisect_left(self.listed, author, key=lambda numbers: numbers.author)
+        found = place < len(self.listed) and self.listed[place].author == author
+        return self.listed[place] if found else None
 
     def digest(self) -> Digest:
         return digest_of("chain", wire.encode(to_value(self)))
@@ -132,6 +140,18 @@ def check_list(state: ChainState, commit: CommitList) -> None:
     authors = {entry.author for entry in commit.entries}
     if list(commit.admitted) != sorted(set(commit.admitted) - authors):
         raise InvalidList("admitted peers are not sorted, or one is there twice or an author too")
+    _check_size(state, commit, authors)
+
+
+def _check_size(state: ChainState, commit: CommitList, authors: set[PeerId]) -> None:
+    """Holds every state to what a message can carry: one that grew past it could be given to nobody."""
+    if len(authors) + len(commit.admitted) > MAX_ROSTER:
+        raise InvalidList(f"a roster of {len(authors) + len(commit.admitted)}, at most {MAX_ROSTER} are allowed")
+    known = {numbers.author for numbers in state.listed}
+    if len(known | authors) > MAX_ROSTER:
+        raise InvalidList(f"{len(known | authors)} authors on one chain, at most {MAX_ROSTER} are allowed")
+    if state.tokens + commit.tokens >= 1 << 63:
+        raise InvalidList(f"{state.tokens + commit.tokens} tokens on one chain, less than {1 << 63} are allowed")
 
 
 def apply(state: ChainState, commit: CommitList, lease_windows: int) -> ChainState:

@@ -49,7 +49,7 @@ def open_envelope(raw: bytes, *, run: Digest | None, max_bytes: int = wire.MAX_F
     if not isinstance(value, list) or len(value) != 6:
         raise MalformedBytes("an envelope has 6 fields")
     version, run_raw, purpose, author_raw, body, signature = value
-    if version != PROTOCOL_VERSION:
+    if type(version) is not int or version != PROTOCOL_VERSION:  # True and 1.0 are equal to 1, and other bytes
         raise MalformedBytes(f"protocol version {str(version)[:20]}; this build speaks {PROTOCOL_VERSION}")
     if not (
         isinstance(run_raw, bytes)

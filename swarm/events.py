@@ -6,6 +6,7 @@ Logs are for people and may change at will; these are an interface.
 from __future__ import annotations
 
 import dataclasses
+import math
 from dataclasses import dataclass
 from typing import Any, Final
 
@@ -196,10 +197,12 @@ def event_bytes(at_unix_s: float, event: Event) -> bytes:
 def read_event(raw: bytes) -> tuple[float, Event]:
     """Reads what `event_bytes` wrote; raises MalformedBytes."""
     value = wire.decode(raw)
-    if not (isinstance(value, list) and len(value) == 3 and isinstance(value[0], float) and value[1] in KINDS):
-        raise MalformedBytes("an event is its time, its kind and its fields")
-    event: Event = from_value(KINDS[value[1]], value[2])
-    return value[0], event
+    match value:
+        case [float(at_unix_s), str(kind), fields] if math.isfinite(at_unix_s) and kind in KINDS:
+            event: Event = from_value(KINDS[kind], fields)
+            return at_unix_s, event
+        case _:
+            raise MalformedBytes("an event is its time, its kind and its fields")
 
 
 def event_json(at_unix_s: float, event: Event) -> dict[str, Any]:

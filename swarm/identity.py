@@ -130,18 +130,31 @@ class Keypair:
 
 
 def load_or_create_keypair(path: Path) -> Keypair:
-    """The key stored at `path`; when there is none, a new one, stored readable by its owner alone."""
+    """The key stored at `path`; when there is none, a new one, stored readable by its owner alone. Raises StateError."""
     try:
         return Keypair.from_libp2p(path.read_bytes())
     except FileNotFoundError:
         pass
+    except OSError as error:
+        raise StateError(f"{path}: {error.strerror}; this peer's key cannot be read") from None
     except MalformedBytes as error:
         raise StateError(f"{path}: {error}; restore it from a backup, or remove it to become a new peer") from None
     keypair = Keypair.generate()
+    try:
+        _store(path, keypair.to_libp2p())
+    except OSError as error:
+        raise StateError(f"{path}: {error.strerror}; this peer's key cannot be written") from None
+    return keypair
+
+
+def _store(path: Path, secret: bytes) -> None:
+    """Writes a new file whole or not at all: half a key would be refused at every later start."""
     path.parent.mkdir(parents=True, exist_ok=True)
-    descriptor = os.open(path, os.O_WRONLY | os.O_CREAT | os.O_EXCL, 0o600)
+    draft = path.with_name(path.name + ".new")
+    draft.unlink(missing_ok=True)
+    descriptor = os.open(draft, os.O_WRONLY | os.O_CREAT | os.O_EXCL, 0o600)
     with os.fdopen(descriptor, "wb") as file:
-        file.write(keypair.to_libp2p())
+        file.write(secret)
         file.flush()
         os.fsync(file.fileno())
-    return keypair
+    draft.rename(path)

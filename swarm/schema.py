@@ -119,10 +119,10 @@ def _read_plain(kind: Any, value: Any, where: str, limits: tuple[Any, ...]) -> A
             raise MalformedBytes(f"{where}: {size} bytes are due")
         return kind(value)
     if isinstance(kind, type) and issubclass(kind, StrEnum):
-        try:
-            return kind(value)
-        except ValueError:
-            raise MalformedBytes(f"{where}: {str(value)[:40]!r} is not one of {[str(one) for one in kind]}") from None
+        names = [one.value for one in kind]
+        if value not in names:
+            raise MalformedBytes(f"{where}: {_short(value)} is not one of {names}")
+        return kind(value)
     if type(value) is not kind:
         raise MalformedBytes(f"{where}: {kind.__name__} is due, not {type(value).__name__}")
     if kind in (str, bytes):
@@ -132,6 +132,10 @@ def _read_plain(kind: Any, value: Any, where: str, limits: tuple[Any, ...]) -> A
     elif kind is not bool:
         raise TypeError(f"{where}: {kind} cannot be a field")
     return value
+
+
+def _short(value: Any) -> str:
+    return repr(value[:40]) if isinstance(value, str) else type(value).__name__
 
 
 def _check_length(length: int, where: str, limits: tuple[Any, ...]) -> None:

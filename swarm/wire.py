@@ -16,6 +16,7 @@ from swarm.errors import MalformedBytes
 
 MAX_FRAME_BYTES: Final = CHUNK_BYTES + (64 << 10)  # one chunk, its envelope, and room for the header
 MAX_DEPTH: Final = 16  # the deepest message of ours nests 6 lists
+MAX_VALUES: Final = 1 << 18  # the state of 4096 members with 32 holes each has 150,000
 FRAME_HEADER: Final = struct.Struct(">I")
 
 
@@ -30,11 +31,12 @@ def _refuse_extension(code: int, data: bytes) -> None:
 
 
 def check_depth(raw: bytes, max_depth: int = MAX_DEPTH) -> None:
-    """Raises MalformedBytes if the msgpack in `raw` nests deeper than `max_depth`, holds a map or an extension.
+    """Raises MalformedBytes if the msgpack in `raw` nests deeper than `max_depth`, or holds a map or an extension.
 
-    One pass over the headers, nothing is built: a hostile record costs its own length and no more.
+    So it does for more than MAX_VALUES values: what is built takes many times the bytes that announce it. One pass over
+    the headers, nothing is built: a hostile record costs its own length and no more.
     """
-    position = 0
+    position, announced = 0, 1
     to_come = [1]  # values still to come at each open level
     while to_come:
         if to_come[-1] == 0:
@@ -50,6 +52,9 @@ def check_depth(raw: bytes, max_depth: int = MAX_DEPTH) -> None:
             raise MalformedBytes(f"a list of {items} items in {len(raw) - position} bytes")
         if len(to_come) > max_depth:
             raise MalformedBytes(f"nested deeper than {max_depth} lists")
+        announced += items
+        if announced > MAX_VALUES:
+            raise MalformedBytes(f"more than {MAX_VALUES} values")
         to_come.append(items)
     if position != len(raw):
         raise MalformedBytes(f"{len(raw) - position} bytes behind the value")

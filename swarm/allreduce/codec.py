@@ -18,12 +18,16 @@ from torch import Tensor
 
 from swarm import wire
 from swarm.config import CodecConfig
-from swarm.digest import Digest, blob_digest
-from swarm.errors import MalformedBytes
+from swarm.digest import DIGEST_BYTES, Digest, blob_digest
+from swarm.errors import LocalError, MalformedBytes
 
 _MAGIC: Final = b"brncntr1"
 _MAX_HEADER_BYTES: Final = 256 << 10  # 1024 units of about 50 bytes, with room
 _INT8_STEPS: Final = 127
+_SMALLEST_STEP: Final = float(
+    np.finfo(np.float32).tiny
+)  # below it numbers lose bits, and a peer might flush them to zero
+_LARGEST_STEP: Final = float(np.nextafter(np.finfo(np.float32).max / np.float32(_INT8_STEPS), np.float32(0)))
 
 
 class Codec(Protocol):
@@ -33,7 +37,7 @@ class Codec(Protocol):
     def name(self) -> str: ...
 
     def encode(self, vector_U: Tensor) -> bytes:
-        """The payload of a finite CPU vector of fp32 (or fp64, rounded to fp32 first)."""
+        """The payload of a finite CPU vector of fp32 (or fp64, rounded to fp32 first). Raises LocalError: not finite."""
         ...
 
     def decode(self, payload: bytes | memoryview, num_elements: int) -> Tensor:
@@ -59,7 +63,7 @@ class RawCodec:
     name = "raw"
 
     def encode(self, vector_U: Tensor) -> bytes:
-        return bytes_of(vector_U.to(torch.float32))
+        return bytes_of(_finite_fp32(vector_U))
 
     def decode(self, payload: bytes | memoryview, num_elements: int) -> Tensor:
         _check_payload_length(payload, 4 * num_elements)
@@ -71,7 +75,8 @@ class RawCodec:
 class Int8Codec:
     """8 bits an element, one fp32 scale a block: the absolute maximum of a block is 127 steps.
 
-    The error of an element is at most half a step of its block.
+    The error of an element is at most half a step of its block. A block all below 127 times the smallest normal number
+    (1.5e-36) is sent as zeros.
     """
 
     name = "int8"
@@ -82,13 +87,14 @@ class Int8Codec:
     def encode(self, vector_U: Tensor) -> bytes:
         num_blocks = self._num_blocks(vector_U.numel())
         padded = torch.zeros(num_blocks * self._block_size, dtype=torch.float32)
-        padded[: vector_U.numel()] = vector_U
+        padded[: vector_U.numel()] = _finite_fp32(vector_U)
         blocks_KB = padded.view(num_blocks, self._block_size)
         scale_K = blocks_KB.abs().amax(dim=1) * float(np.float32(1) / np.float32(_INT8_STEPS))
-        # A block of zeros, or one so small that its step underflows, is sent as zeros; the residual keeps it.
-        divisor_K = torch.where(scale_K > 0, scale_K, torch.ones_like(scale_K))
+        scale_K.clamp_(max=_LARGEST_STEP)  # 127 steps of it are finite again
+        # What is too small for a step is sent as zeros; the residual keeps it.
+        scale_K = torch.where(scale_K >= _SMALLEST_STEP, scale_K, torch.zeros_like(scale_K))
+        divisor_K = torch.where(scale_K > 0, scale_K, torch.full_like(scale_K, torch.inf))
         steps_KB = torch.round(blocks_KB / divisor_K.unsqueeze(1)).clamp_(-_INT8_STEPS, _INT8_STEPS)
-        steps_KB = torch.where(scale_K.unsqueeze(1) > 0, steps_KB, torch.zeros_like(steps_KB))
         return bytes_of(scale_K) + bytes_of(steps_KB.to(torch.int8).view(-1)[: vector_U.numel()])
 
     def decode(self, payload: bytes | memoryview, num_elements: int) -> Tensor:
@@ -121,6 +127,13 @@ def _check_payload_length(payload: bytes | memoryview, due: int) -> None:
         raise MalformedBytes(f"a payload of {len(payload)} bytes where {due} are due")
 
 
+def _finite_fp32(vector_U: Tensor) -> Tensor:
+    rounded_U = vector_U.to(torch.float32)
+    if not bool(torch.isfinite(rounded_U).all()):
+        raise LocalError("a pseudo-gradient holds values that are not finite in fp32")
+    return rounded_U
+
+
 def _check_finite(vector: Tensor) -> None:
     if not bool(torch.isfinite(vector).all()):
         raise MalformedBytes("a payload holds a value that is not finite")
@@ -144,7 +157,10 @@ def pack_contribution(codec: Codec, first_unit: int, payloads: Sequence[bytes]) 
 def read_contribution(
     blob: bytes | memoryview, codec: Codec, first_unit: int, num_units: int
 ) -> tuple[UnitPayload, ...]:
-    """Where the units' payloads lie; raises MalformedBytes unless the blob is exactly what `pack_contribution` makes."""
+    """Where the units' payloads lie; raises MalformedBytes unless the blob is laid out as `pack_contribution` does it.
+
+    The units' digests are not compared here: hashing is for whoever takes the blob in.
+    """
     view = memoryview(blob)
     if len(view) < len(_MAGIC) + 4 or bytes(view[: len(_MAGIC)]) != _MAGIC:
         raise MalformedBytes("not a contribution")
@@ -154,14 +170,18 @@ def read_contribution(
         raise MalformedBytes(f"a contribution header of {header_bytes} bytes")
     header = wire.decode(bytes(view[len(_MAGIC) + 4 : body]), max_bytes=_MAX_HEADER_BYTES)
     match header:
-        case [codec.name, int(first), [*units]] if first == first_unit and len(units) == num_units:
+        case [codec.name, int(first), [*units]] if (
+            first == first_unit and not isinstance(first, bool) and len(units) == num_units
+        ):
             pass
         case _:
             raise MalformedBytes(f"not a {codec.name} contribution to units [{first_unit}, {first_unit + num_units})")
     found, offset = [], body
     for unit in units:
         match unit:
-            case [int(num_bytes), bytes(digest)] if len(digest) == 32 and 0 <= num_bytes <= len(view) - offset:
+            case [int(num_bytes), bytes(digest)] if (
+                len(digest) == DIGEST_BYTES and 0 <= num_bytes <= len(view) - offset and not isinstance(num_bytes, bool)
+            ):
                 found.append(UnitPayload(offset, num_bytes, Digest(digest)))
                 offset += num_bytes
             case _:

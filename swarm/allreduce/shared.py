@@ -7,6 +7,7 @@ from __future__ import annotations
 
 from collections.abc import Callable, Sequence
 from dataclasses import dataclass
+from typing import Final
 
 import numpy as np
 import torch
@@ -23,6 +24,8 @@ from swarm.digest import Digest, blob_digest, digest_of
 from swarm.errors import MalformedBytes
 from swarm.messages import StateRecord, UnitState
 from swarm.schema import to_value
+
+MAX_MAGNITUDE: Final = 2.0**40  # of a contribution's values; times 2^63 tokens, or squared, it is far from fp32's 2^128
 
 
 @dataclass(frozen=True, slots=True)
@@ -66,11 +69,20 @@ def decode_unit(math: RunMath, entry: Entry, blob: bytes | memoryview, unit: int
 
 
 def check_contribution(math: RunMath, entry: Entry, blob: bytes | memoryview) -> None:
-    """Returns if the blob decodes to finite vectors of the run's shapes; raises MalformedBytes."""
+    """Returns if the blob is whole and decodes to vectors of the run's shapes that any mean can hold.
+
+    Raises MalformedBytes.
+    """
     if entry.end_unit > len(math.layout.units):
         raise MalformedBytes(f"units [{entry.first_unit}, {entry.end_unit}) of {len(math.layout.units)}")
-    for unit in range(entry.first_unit, entry.end_unit):
-        decode_unit(math, entry, blob, unit)
+    places = read_contribution(blob, math.codec, entry.first_unit, entry.end_unit - entry.first_unit)
+    for unit, place in enumerate(places, start=entry.first_unit):
+        payload = memoryview(blob)[place.offset : place.offset + place.num_bytes]
+        if blob_digest(payload) != place.digest:
+            raise MalformedBytes(f"unit {unit}: the payload is not the one that the header names")
+        decoded_U = math.codec.decode(payload, math.layout.units[unit].numel)
+        if bool((decoded_U.abs() > MAX_MAGNITUDE).any()):
+            raise MalformedBytes(f"unit {unit}: a value beyond {MAX_MAGNITUDE:.3g}")
 
 
 def after_commit(
@@ -128,7 +140,7 @@ def from_snapshot(math: RunMath, record: StateRecord, blobs: Sequence[bytes | me
         raise MalformedBytes(f"a state of {len(record.units)} units where the model has {len(math.layout.units)}")
     num_vectors, num_scalars = 1 + NUM_BUFFERS[math.outer.optimizer], NUM_SCALARS[math.outer.optimizer]
     vectors = tuple(torch.empty(math.layout.numel, dtype=math.dtype) for _ in range(num_vectors))
-    scalars: tuple[float, ...] = ()
+    scalars: set[tuple[float, ...]] = set()
     width = vectors[0].element_size()
     for unit, blob in zip(math.layout.units, blobs, strict=True):
         if len(blob) != width * unit.numel * num_vectors + 8 * num_scalars:
@@ -137,7 +149,9 @@ def from_snapshot(math: RunMath, record: StateRecord, blobs: Sequence[bytes | me
         for index, vector in enumerate(vectors):
             begin = index * width * unit.numel
             vector[math.layout.slice_of(unit.index)] = vector_from(view[begin : begin + width * unit.numel], math.dtype)
-        scalars = tuple(np.frombuffer(view[len(blob) - 8 * num_scalars :], dtype="<f8").tolist())
+        scalars.add(tuple(np.frombuffer(view[len(blob) - 8 * num_scalars :], dtype="<f8").tolist()))
     if not all(bool(torch.isfinite(vector).all()) for vector in vectors):
         raise MalformedBytes("a state holds values that are not finite")
-    return SharedState(record.chain, vectors[0], OuterState(vectors[1:], scalars))
+    if len(scalars) != 1 or not all(0.0 <= power <= 1.0 for powers in scalars for power in powers):
+        raise MalformedBytes("the beta powers of a state differ between units or are outside [0, 1]")
+    return SharedState(record.chain, vectors[0], OuterState(vectors[1:], scalars.pop()))
