@@ -10,7 +10,8 @@ Settings: a preset's learning rate (warm-up over the first tenth, cosine to a te
 update has entries of size 1 whatever the gradient, so it gets a lower learning rate and as much more decay; papers advise a
 factor of 3 to 10 (Chen et al. 2023, section 5), for runs of a few hundred small batches half was best. Learning rate and
 betas of Lion were swept on seed 0, which is therefore not among the seeds here: its usual second beta, 0.99, costs 6 % of
-loss at this length, AdamW's 0.95 nothing. `lion` with fp32 state shows what 8 bits cost Lion, apart from what Lion itself does.
+loss at this length, AdamW's 0.95 nothing. `lion` with fp32 state shows what 8 bits cost Lion, apart from what
+Lion itself does.
 """
 
 from __future__ import annotations
@@ -37,6 +38,7 @@ from peer.model import build_model, initial_parameters, layout_of
 from peer.step import InnerTrainer, Precision, choose_micro_batch
 from swarm.allreduce.layout import unflatten_into
 from swarm.config import InnerConfig, RunConfig
+from swarm.errors import ConfigError
 from swarm.presets import preset_config
 
 KINDS = ("adamw", "adamw8bit", "lion", "lion8bit")
@@ -169,8 +171,11 @@ def main() -> None:
     parser.add_argument("--device", default="auto", help="auto, cpu, cuda, cuda:N (default: auto)")
     parser.add_argument("--json", type=Path, help="also write all figures to this file")
     options = parser.parse_args()
-    device, _ = choose_device(options.device)
-    run = preset_config(options.preset)
+    try:
+        device, _ = choose_device(options.device)
+        run = preset_config(options.preset)
+    except ConfigError as error:
+        parser.error(str(error))
     console = Console(width=max(Console().width, 100))  # a pipe has 80 columns, too few for the tables
     console.print(f"{describe_device(device)}, torch {torch.__version__}")
     sizes = [size for preset in dict.fromkeys((options.preset, "small")) for size in measure_state(preset, device)]
