@@ -124,7 +124,7 @@ class _Connection:
                     while True:
                         stream = await self._muxed.accept_stream()
                         if self._num_streams >= MAX_WAITING_STREAMS:
-                            break
+                            self.drop()
                         nursery.start_soon(self._answer, transport, stream)
         except Exception as error:  # whatever libp2p raises when a connection ends; it ends here
             _log.debug("connection to %s ended: %r", self.peer, error)

@@ -1,0 +1,342 @@
+"""The collector: reaches a swarm from any of its addresses, learns the other peers from any one, and keeps up with them.
+
+    run -> one nursery -> _knock      dials the invite's addresses and the address book until a peer is there
+                       -> _follow     one task for each peer that is asked directly: status, events, pause, again
+                       -> _survey     the rest of a large swarm, page by page from one peer at a time
+
+A frozen or lying peer delays nobody: each has its own task; peers that failed the last time share a lane of their own, so
+that they cannot hold the places of healthy ones. What a peer says is verified (signature, run, author) before it is
+believed, and the newest beat wins. Whoever sends wrong bytes is asked more and more rarely.
+"""
+
+from __future__ import annotations
+
+from collections import OrderedDict
+from collections.abc import Callable, Iterable
+from dataclasses import dataclass, field
+from typing import Any, Final
+
+import trio
+
+from coordinator.archive import Archive
+from coordinator.view import Happened, Seen, Trouble
+from swarm.address import parse_address
+from swarm.digest import Digest, digest_of
+from swarm.errors import MalformedBytes, NetworkError, Refusal, RemoteError, Unreachable
+from swarm.identity import Keypair, PeerId
+from swarm.messages import (
+    MAX_EVENTS_PAGE,
+    MAX_PEERS_PAGE,
+    Events,
+    GetEvents,
+    GetPeers,
+    Peers,
+    PeerStatus,
+    Refused,
+    open_as,
+    open_message,
+    seal_message,
+)
+from swarm.net.transport import Transport
+
+TIMEOUT_S: Final = 3.0  # of one dial or request
+POLL_S: Final = 1.0
+MAX_DIRECT: Final = 64  # peers asked directly; of others we hear through these
+PEERS_A_SECOND: Final = 24  # asked directly, so that 64 peers are each asked every 2.7 s
+MAX_AT_ONCE: Final = 8
+RETRY_S: Final = (1.0, 1.0, 2.0, 3.0)  # pauses after failures in a row, then LATER_S: back in view within 5 s at first
+LATER_S: Final = 4.0
+GIVEN_UP_S: Final = 30.0  # the pause after so many failures that a peer is hardly coming back
+GIVEN_UP_AFTER: Final = 20
+FORGOTTEN_AFTER: Final = 60  # failures: the peer leaves the direct ones, until somebody tells of a new beat
+PENALTY_S: Final = 5.0  # after wrong bytes, doubled with each further time
+MAX_PENALTY_S: Final = 300.0
+MAX_EVENT_PAGES: Final = 8  # in one poll
+MAX_KNOCKS: Final = 64  # addresses of the book tried in one go
+SURVEY_S: Final = 5.0
+STORE_STATUS_S: Final = 5.0  # the archive is told of a peer's status so often
+_MAX_CHECKED: Final = 16_384  # sealed statuses whose signatures were verified lately, by digest
+
+Item = Seen | Happened | Trouble
+
+
+@dataclass(slots=True)
+class _Target:
+    """A peer that is asked directly. `failures` counts in a row; `since` is the number of its last event we have."""
+
+    peer: PeerId
+    addresses: dict[str, None] = field(default_factory=dict)  # the ones that worked last come first
+    failures: int = 0
+    num_bad: int = 0
+    since: int = 0
+    incarnation: int | None = None
+    polled: bool = False
+    wake: trio.Event = field(default_factory=trio.Event)
+
+
+class Collector:
+    """Keeps `on_item` and the archive told of a swarm. `run` ends only when it is cancelled."""
+
+    def __init__(
+        self,
+        transport: Transport,
+        run: Digest,
+        archive: Archive,
+        on_item: Callable[[Item], None],
+        wall_s: Callable[[], float],
+        keypair: Keypair,
+    ) -> None:
+        """`wall_s` tells unix seconds; `keypair` signs our questions."""
+        self._transport = transport
+        self._run = run
+        self._archive = archive
+        self._on_item = on_item
+        self._wall_s = wall_s
+        self._keypair = keypair
+        self._targets: dict[PeerId, _Target] = {}
+        self._beats: dict[PeerId, int] = {}
+        self._stored_at_s: dict[PeerId, float] = {}
+        self._checked: OrderedDict[bytes, PeerStatus] = OrderedDict()
+        self._healthy = trio.CapacityLimiter(MAX_AT_ONCE)
+        self._doubtful = trio.CapacityLimiter(MAX_AT_ONCE)
+        self._nursery: trio.Nursery | None = None
+        self._total = 0  # peers that the swarm has, as told last
+        self._polled = trio.Event()  # replaced after each poll
+        self.reached = trio.Event()  # set once a first peer has answered
+        self.tried: dict[str, str] = {}  # address -> why it was of no use
+
+    async def run(self, addresses: Iterable[str]) -> None:
+        """Collects until it is cancelled, beginning at `addresses` and at the archive's address book."""
+        self._replay()
+        async with trio.open_nursery() as nursery:
+            self._nursery = nursery
+            nursery.start_soon(self._knock, tuple(addresses))
+            nursery.start_soon(self._survey)
+
+    async def settled(self) -> None:
+        """Returns once every peer known was asked, or failed to answer, at least once."""
+        await self.reached.wait()
+        while not all(target.polled for target in self._targets.values()):
+            await self._polled.wait()
+
+    def _replay(self) -> None:
+        """Tells of what the archive remembers."""
+        for seen_at_s, sealed in reversed(self._archive.statuses()):
+            try:
+                status: PeerStatus = open_as(PeerStatus, sealed, run=self._run)
+            except RemoteError:
+                continue  # of an older form of the protocol
+            self._on_item(Seen(status, seen_at_s, direct=False))
+        for told in self._archive.events(2000):
+            self._on_item(Happened(told.source, told.at_unix_s, told.event))
+
+    async def _knock(self, addresses: tuple[str, ...]) -> None:
+        """Dials addresses, all at once and again, until somebody answered; and whenever nobody does any more."""
+        pause_s = 1.0
+        while True:
+            if all(target.failures for target in self._targets.values()):
+                book = dict.fromkeys([*addresses, *self._archive.address_book()[:MAX_KNOCKS]])
+                async with trio.open_nursery() as nursery:
+                    for address in book:
+                        nursery.start_soon(self._knock_at, address)
+                pause_s = min(LATER_S, pause_s * 1.5)
+            await trio.sleep(pause_s)
+
+    async def _knock_at(self, address: str) -> None:
+        async with self._doubtful:
+            try:
+                peer = await self._transport.connect(address, timeout_s=TIMEOUT_S)
+            except (NetworkError, MalformedBytes) as error:
+                self.tried[address] = str(error)
+                return
+        self._follow_soon(peer, [address])
+
+    def _follow_soon(self, peer: PeerId, addresses: Iterable[str]) -> None:
+        """Asks that peer directly from now on, unless there are enough; known ones learn the addresses and wake."""
+        target = self._targets.get(peer)
+        if target is None:
+            if len(self._targets) >= MAX_DIRECT or peer == self._transport.peer_id or self._nursery is None:
+                return
+            target = self._targets[peer] = _Target(peer)
+            self._nursery.start_soon(self._follow, target)
+        target.addresses = dict.fromkeys([*target.addresses, *addresses][:MAX_DIRECT])
+        target.wake.set()
+
+    async def _follow(self, target: _Target) -> None:
+        """Asks one peer, again and again, until it is given up."""
+        while target.failures < FORGOTTEN_AFTER:
+            target.wake = trio.Event()
+            async with self._doubtful if target.failures or target.num_bad else self._healthy:
+                pause_s = await self._poll(target)
+            target.polled = True
+            self._polled.set()
+            self._polled = trio.Event()
+            with trio.move_on_after(pause_s):
+                if target.failures:
+                    await target.wake.wait()  # somebody told of a new beat: it is back
+                else:
+                    await trio.sleep_forever()
+        del self._targets[target.peer]
+
+    async def _poll(self, target: _Target) -> float:
+        """Asks for the peer's statuses and events; returns the seconds until it should be asked again."""
+        try:
+            await self._ask_status(target)
+            await self._ask_events(target)
+        except Refusal as error:
+            self._trouble(target, f"refused: {error}", bad=False)
+        except NetworkError as error:
+            self._trouble(target, str(error), bad=False)
+            target.failures += 1
+            if target.failures >= GIVEN_UP_AFTER:
+                return GIVEN_UP_S
+            return RETRY_S[target.failures - 1] if target.failures <= len(RETRY_S) else LATER_S
+        except RemoteError as error:
+            target.num_bad += 1
+            self._trouble(target, str(error), bad=True)
+            return float(min(MAX_PENALTY_S, PENALTY_S * 2 ** min(10, target.num_bad - 1)))
+        target.failures, target.num_bad = 0, max(0, target.num_bad - 1)
+        return max(POLL_S, len(self._targets) / PEERS_A_SECOND)
+
+    def _trouble(self, target: _Target, reason: str, *, bad: bool) -> None:
+        for address in target.addresses:
+            self.tried[address] = reason
+        self._on_item(Trouble(target.peer, self._wall_s(), reason, bad))
+
+    async def _ask(self, target: _Target, message: object, kind: type[Any]) -> Any:
+        """The answer, signed by that peer. Addresses are dialled anew where a request finds no connection."""
+        sealed = seal_message(self._keypair, self._run, message)
+        try:
+            raw = await self._transport.request(target.peer, sealed, timeout_s=TIMEOUT_S)
+        except Unreachable:
+            if not target.addresses:
+                raise
+            await self._redial(target)
+            raw = await self._transport.request(target.peer, sealed, timeout_s=TIMEOUT_S)
+        author, answer = open_message(raw, run=self._run)
+        if author != target.peer:
+            raise MalformedBytes(f"{target.peer} answered with a message of {author}")
+        if isinstance(answer, Refused):
+            raise Refusal(answer.reason)
+        if not isinstance(answer, kind):
+            raise MalformedBytes(f"{target.peer} answered with a {type(answer).__name__} where {kind.__name__} is due")
+        return answer
+
+    async def _redial(self, target: _Target) -> None:
+        """Reaches the peer at one of its addresses, all dialled at once: a dead one costs no time. Raises Unreachable."""
+        found: list[str] = []
+        reasons: list[str] = []
+
+        async def dial(address: str, scope: trio.CancelScope) -> None:
+            try:
+                if await self._transport.connect(address, timeout_s=TIMEOUT_S) == target.peer:
+                    found.append(address)
+                    scope.cancel()
+            except (NetworkError, MalformedBytes) as error:
+                reasons.append(str(error))
+
+        async with trio.open_nursery() as nursery:
+            for address in target.addresses:
+                nursery.start_soon(dial, address, nursery.cancel_scope)
+        if not found:
+            raise Unreachable("; ".join(reasons[:3]))
+        target.addresses = dict.fromkeys([found[0], *target.addresses])
+
+    async def _ask_status(self, target: _Target) -> None:
+        peers: Peers = await self._ask(target, GetPeers(0), Peers)
+        self._total = max(peers.total, len(peers.statuses))
+        if not peers.statuses:
+            raise MalformedBytes(f"{target.peer} did not tell its own status")
+        own = self._verified(peers.statuses[0])
+        if own.peer != target.peer:
+            raise MalformedBytes(f"{target.peer} told the status of {own.peer} as its own")
+        if own.incarnation != target.incarnation:
+            target.incarnation, target.since = own.incarnation, 0  # it counts its events anew; the archive knows them
+        self._take(own, peers.statuses[0], direct=True)
+        if not self.reached.is_set():
+            self.reached.set()
+        if target.addresses:
+            self._archive_reached(target)
+        for sealed in peers.statuses[1:]:
+            self._take(self._verified(sealed), sealed, direct=False)
+
+    def _archive_reached(self, target: _Target) -> None:
+        """The address book learns of an address that works, once in a while."""
+        if not target.polled or target.failures:
+            self._archive.note_addresses(target.peer, list(target.addresses)[:1], self._wall_s(), reached=True)
+
+    def _verified(self, sealed: bytes) -> PeerStatus:
+        """The status in sealed bytes; the many that are told again and again are verified once."""
+        key = digest_of("sealed-status", sealed).raw[:16]
+        if (known := self._checked.get(key)) is not None:
+            self._checked.move_to_end(key)
+            return known
+        status: PeerStatus = open_as(PeerStatus, sealed, run=self._run)
+        self._checked[key] = status
+        if len(self._checked) > _MAX_CHECKED:
+            self._checked.popitem(last=False)
+        return status
+
+    def _take(self, status: PeerStatus, sealed: bytes, *, direct: bool) -> None:
+        """Tells of a status unless a newer one is known; keeps it, and its author's addresses."""
+        if status.peer == self._transport.peer_id:
+            return
+        known_beat = self._beats.get(status.peer, -1)
+        if status.beat < known_beat or (status.beat == known_beat and not direct):
+            return
+        now_s = self._wall_s()
+        self._on_item(Seen(status, now_s, direct))
+        if status.beat == known_beat:
+            return
+        self._beats[status.peer] = status.beat
+        addresses = _addresses_of(status)
+        if addresses:
+            self._follow_soon(status.peer, addresses)
+        if now_s - self._stored_at_s.get(status.peer, 0.0) >= STORE_STATUS_S:
+            self._stored_at_s[status.peer] = now_s
+            self._archive.put_status(status.peer, status.beat, sealed, now_s)
+            self._archive.note_addresses(status.peer, addresses, now_s)
+
+    async def _ask_events(self, target: _Target) -> None:
+        for _ in range(MAX_EVENT_PAGES):
+            page: Events = await self._ask(target, GetEvents(target.since), Events)
+            first = page.next - len(page.events) + 1
+            told = [(first + index, raw) for index, raw in enumerate(page.events)]
+            for event in self._archive.add_events(target.peer, told):
+                self._on_item(Happened(event.source, event.at_unix_s, event.event))
+            target.since = page.next
+            if len(page.events) < MAX_EVENTS_PAGE:
+                return
+
+    async def _survey(self) -> None:
+        """Asks for the pages behind the first, in swarms that have them, of one healthy peer after the other."""
+        while True:
+            await trio.sleep(SURVEY_S)
+            healthy = [target for target in self._targets.values() if not target.failures and not target.num_bad]
+            for number, offset in enumerate(range(MAX_PEERS_PAGE, min(self._total, 4096), MAX_PEERS_PAGE)):
+                if not healthy:
+                    break
+                target = healthy[(number + int(trio.current_time())) % len(healthy)]
+                try:
+                    async with self._healthy:
+                        peers: Peers = await self._ask(target, GetPeers(offset), Peers)
+                    for sealed in peers.statuses:
+                        self._take(self._verified(sealed), sealed, direct=False)
+                except (NetworkError, Refusal):
+                    continue  # its own task finds out why
+                except RemoteError as error:
+                    target.num_bad += 1
+                    self._trouble(target, str(error), bad=True)
+
+
+def _addresses_of(status: PeerStatus) -> list[str]:
+    """The addresses that a peer tells of itself, as far as they can be read and name that peer."""
+    found = []
+    for text in status.addresses:
+        try:
+            address = parse_address(text)
+        except MalformedBytes:
+            continue
+        if address.peer == status.peer:
+            found.append(str(address))
+    return found
