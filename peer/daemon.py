@@ -61,11 +61,11 @@ def with_port(listen: str, port: int) -> str:
 def listening_port(listen: str) -> tuple[str, int]:
     """The host and port of `/ip4/HOST/tcp/PORT` or `/ip6/...`; raises ConfigError."""
     parts = listen.split("/")
-    if len(parts) == 5 and parts[0] == "" and parts[1] in ("ip4", "ip6") and parts[3] == "tcp" and parts[4].isascii():
-        with suppress(ValueError):
-            family = socket.AF_INET if parts[1] == "ip4" else socket.AF_INET6
+    if len(parts) == 5 and parts[0] == "" and parts[1] in ("ip4", "ip6") and parts[3] == "tcp":
+        family = socket.AF_INET if parts[1] == "ip4" else socket.AF_INET6
+        with suppress(OSError):
             socket.inet_pton(family, parts[2])
-            if 0 <= int(parts[4]) <= 65535:
+            if parts[4].isascii() and parts[4].isdecimal() and int(parts[4]) <= 65535:
                 return parts[2], int(parts[4])
     raise ConfigError(f"listen address {listen!r}: give one like /ip4/0.0.0.0/tcp/4001 (port 0 for any free one)")
 
@@ -142,6 +142,12 @@ class Daemon:
     def last_words(self) -> str:
         """The last lines it wrote, on one line."""
         return "it said: " + " | ".join(self._lines) if self._lines else "it said nothing"
+
+    def kill(self) -> None:
+        """Ends the daemon at once; `wait_died` then returns."""
+        if self._process.returncode is None:
+            with suppress(ProcessLookupError):
+                os.kill(self.pid, signal.SIGKILL)
 
     async def stop(self) -> None:
         """Ends and reaps the daemon in less than a second. Idempotent."""

@@ -4,6 +4,9 @@ The transport outlives the daemon: `attach` ties it to a running one, `detach` s
 Unreachable at once), and a later `attach` carries on with the same handler and counters. Who serves what: p2pd connects to
 our socket for each incoming stream and names the peer whose key the connection proved.
 
+After a failed dial the daemon refuses that address at once for 5 s ("dial backoff"), longer after each further failure; a
+dial from the other side gets through meanwhile.
+
 Limits of serving, so that nobody can exhaust us: a stream beyond MAX_OPEN_STREAMS or MAX_STREAMS_PER_REMOTE is closed unread;
 a slot, of which one remote may hold only a part, is taken before the first byte is allocated for a request.
 """
@@ -154,7 +157,7 @@ class HivemindTransport:
         try:
             _, found = await control.identify()
         except (OSError, EOFError, DaemonRefused, ValueError) as error:
-            raise Unreachable(f"{_DOWN} ({error})") from None
+            raise Unreachable(f"{_DOWN} ({_plain(error)})") from None
         self._addresses = announceable(tuple(f"{text}/p2p/{self._peer_id.base58}" for text in found), self._local)
 
     async def detach(self, reason: str) -> None:

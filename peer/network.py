@@ -20,7 +20,10 @@ from pathlib import Path
 from types import TracebackType
 from typing import Final, Self
 
-from peer.daemon import Daemon, with_port
+from hivemind.p2p.p2p_daemon_bindings.utils import P2PDaemonError
+
+from peer.control import DaemonRefused
+from peer.daemon import START_TIMEOUT_S, Daemon, with_port
 from peer.dht import Noticeboard
 from peer.net import INCOMING_SOCKET, HivemindTransport
 from peer.socket_dir import SocketDirectory
@@ -33,7 +36,6 @@ log = logging.getLogger(__name__)
 
 MAX_DEATHS: Final = 3
 DEATHS_WITHIN_S: Final = 60.0
-TEND_EVERY_S: Final = 30.0
 DIAL_TIMEOUT_S: Final = 10.0
 
 
@@ -46,6 +48,7 @@ class NetworkConfig:
     bootstrap: tuple[str, ...] = ()  # peers to dial at the start; one must answer, unless there are none
     local: bool = True  # tell others loopback addresses, and no other
     dial_timeout_s: float = DIAL_TIMEOUT_S
+    tend_every_s: float = 30.0  # how often to look after the daemon, which has as long to answer
     sockets_parent: Path | None = None  # where the private directory of sockets goes; None: the temporary folder
 
 
@@ -156,12 +159,13 @@ class Network:
         self._daemon = await Daemon.start(self._keypair, self._listen, self._sockets, announce=self._config.announce)
         control = self._daemon.control
         try:
-            _, found = await control.identify()
-            # From now on this very port: others know us by it.
-            self._listen = tuple(_settled(address, found) for address in self._listen)
-            await self.transport.attach(control, self._sockets.socket(INCOMING_SOCKET))
-            await self.board.attach(control.path, self._sockets)
-        except (OSError, EOFError, ValueError) as error:
+            async with asyncio.timeout(START_TIMEOUT_S):
+                _, found = await control.identify()
+                # From now on this very port: others know us by it.
+                self._listen = tuple(_settled(address, found) for address in self._listen)
+                await self.transport.attach(control, self._sockets.socket(INCOMING_SOCKET))
+                await self.board.attach(control.path, self._sockets)
+        except (OSError, EOFError, ValueError, DaemonRefused, P2PDaemonError) as error:  # TimeoutError is an OSError
             raise Unreachable(f"the network daemon went away while it started: {error!r}") from None
 
     async def _supervise(self) -> None:
@@ -197,13 +201,20 @@ class Network:
 
     async def _tend(self) -> None:
         while True:
-            await asyncio.sleep(TEND_EVERY_S)
+            await asyncio.sleep(self._config.tend_every_s)
+            daemon = self._daemon
+            if daemon is None:
+                continue  # the supervisor is at work
             try:
-                await self.transport.refresh_addresses()
+                async with asyncio.timeout(self._config.tend_every_s):
+                    await self.transport.refresh_addresses()
                 if not self.board.num_neighbours:
                     await self._reconnect()
+            except TimeoutError:
+                log.warning("the network daemon did not answer for %g s: ending it", self._config.tend_every_s)
+                daemon.kill()
             except NetworkError as error:
-                log.debug("%s", error)  # the daemon is down; the supervisor is at work
+                log.debug("%s", error)  # it has just died
 
     async def _take_down(self, reason: str) -> None:
         await self.transport.detach(reason)
