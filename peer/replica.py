@@ -1,0 +1,277 @@
+"""A peer's copy of the run: the last shared states, its own ledger and the commit log, in memory and on disk.
+
+Belongs to the trainer's thread. Every change is a transaction: computed aside, written to disk, then made the present
+state; whoever hears of it hears of something that is on disk.
+"""
+
+from __future__ import annotations
+
+from collections.abc import Sequence
+from dataclasses import dataclass
+from typing import Final
+
+from torch import Tensor
+
+from peer.blob_store import BlobStore
+from peer.saved import Generations, SavedCut, SavedState
+from swarm import chain as chains
+from swarm import wire
+from swarm.allreduce.codec import bytes_of, vector_from
+from swarm.allreduce.ledger import CutRecord, Ledger, Moved, cut, joined, move_head, withdraw
+from swarm.allreduce.shared import RunMath, SharedState, after_commit, from_snapshot, record_digest, snapshot
+from swarm.chain import MAX_AGE_VERSIONS
+from swarm.digest import Digest
+from swarm.errors import StateError
+from swarm.identity import PeerId
+from swarm.lease import LeaseQueue
+from swarm.messages import Commit, Contribution, StateRecord, open_as
+
+KEPT_STATES: Final = 3  # the present version and the two that an undo may go back to
+KEPT_COMMITS: Final = 16  # for whoever missed a few rounds
+
+
+@dataclass(slots=True)
+class Work:
+    """What was done since the last cut."""
+
+    tokens: int = 0
+    steps: int = 0
+    since_version: int = 0
+
+
+@dataclass(frozen=True, slots=True)
+class Version:
+    """A shared state with its record."""
+
+    state: SharedState
+    record: StateRecord
+
+    @property
+    def digest(self) -> Digest:
+        return record_digest(self.record)
+
+
+class Replica:
+    """States, ledger, log and counters of one peer."""
+
+    def __init__(self, math: RunMath, author: PeerId, run: Digest, store: BlobStore, generations: Generations) -> None:
+        self.math = math
+        self.author = author
+        self.run = run
+        self.store = store
+        self.leases = LeaseQueue()
+        self.work = Work()
+        self.incarnation = 0
+        self.next_seq = 1
+        self.view = 0
+        self.log: tuple[Commit, ...] = ()
+        self.contributions: dict[int, tuple[Contribution, bytes]] = {}  # ours that are not forgotten, with signed bytes
+        self._generations = generations
+        self._generation = 0
+        self._versions: list[Version] = []  # the present one last
+        self._ledger: Ledger
+        self._digests: dict[int, tuple[Tensor, Digest]] = {}  # tensors that are on disk already, by id
+
+    # ---------------------------------------------------------------- reading
+
+    @property
+    def present(self) -> Version:
+        return self._versions[-1]
+
+    @property
+    def heads(self) -> tuple[Digest, ...]:
+        """Heads that we can go back to, newest first."""
+        return tuple(version.state.chain.head for version in reversed(self._versions))
+
+    @property
+    def pending(self) -> tuple[int, ...]:
+        return tuple(sorted(self._ledger.pending))
+
+    def version_of(self, head: Digest) -> Version | None:
+        return next((version for version in self._versions if version.state.chain.head == head), None)
+
+    # ---------------------------------------------------------------- beginning
+
+    def begin(self, state: SharedState) -> None:
+        """Starts without a past, from version 0 or from a snapshot."""
+        self._versions = [self._versioned(state)]
+        self._ledger = joined(self.author, state)
+        self.next_seq = max(self.next_seq, state.chain.highest_seq(self.author) + 1)
+        self.work = Work(since_version=state.chain.version)
+
+    def restore(self, saved: SavedState) -> Tensor:
+        """Takes a saved generation up again; returns theta. Raises StateError or MalformedBytes, changing nothing."""
+        if saved.run != self.run:
+            raise StateError(f"it belongs to run {saved.run}, not {self.run}")
+        versions = []
+        for record in saved.states:
+            blobs = [self.store.read(unit.root, check=True) for unit in record.units]
+            versions.append(Version(from_snapshot(self.math, record, blobs), record))
+        theta_N, residual_N = self._vector(saved.theta), self._vector(saved.residual)
+        parts: tuple[dict[int, CutRecord], ...] = ({}, {}, {})
+        for one in saved.cuts:
+            tensors = (self._vector(one.delta), self._vector(one.before), self._vector(one.after))
+            parts[one.standing][one.seq] = CutRecord(*tensors, one.tokens, one.steps, one.listed_at)
+        leases = LeaseQueue.from_value(wire.decode(saved.leases))
+        contributions = {
+            one.seq: (open_as(Contribution, one.sealed, run=self.run), one.sealed) for one in saved.cuts if one.sealed
+        }
+        self._versions = versions
+        self._ledger = Ledger(self.author, residual_N, *parts)
+        self.leases = leases
+        self.work = Work(saved.tokens_since_cut, saved.steps_since_cut, saved.since_version)
+        self.incarnation, self.next_seq, self.view = saved.incarnation, saved.next_seq, saved.view
+        self.log = saved.log
+        self.contributions = contributions
+        self._generation = saved.generation
+        return theta_N
+
+    # ---------------------------------------------------------------- the operations
+
+    def cut(self, theta_N: Tensor) -> tuple[int, Digest, int, Work]:
+        """CUT: encodes the work since the last cut once and stores its blob; returns number, root, bytes, and the work.
+
+        The caller seals the announcement, gives it to `announced`, and saves, before anybody hears of it.
+        """
+        seq, work = self.next_seq, self.work
+        self._ledger, blob = cut(self.math, self._ledger, self.present.state, theta_N, seq, (work.tokens, work.steps))
+        self.next_seq += 1
+        self.work = Work(since_version=self.present.state.chain.version)
+        return seq, self.store.put(blob), len(blob), work
+
+    def announced(self, contribution: Contribution, sealed: bytes) -> None:
+        """The signed announcement of a cut."""
+        self.contributions[contribution.seq] = (contribution, sealed)
+
+    def apply(self, base: Digest, commits: Sequence[Commit], theta_N: Tensor) -> Moved:
+        """HEAD: from `base`, the present head or one we can go back to, through `commits`. Raises StateError for an
+        unknown base, InvalidList or MalformedBytes for a commit that cannot be applied; then nothing has changed."""
+        start = self.version_of(base)
+        if start is None:
+            raise StateError(f"head {base} is not among the last {KEPT_STATES} versions")
+        kept = self._versions[: self._versions.index(start) + 1]
+        for commit in commits:
+            state = after_commit(self.math, kept[-1].state, commit.commit, self._read_blob)
+            kept.append(self._versioned(state))
+        log = (*self._log_until(base), *commits)
+        return self._move(kept[-KEPT_STATES:], log[-KEPT_COMMITS:], theta_N)
+
+    def adopt(self, record: StateRecord, theta_N: Tensor, *, keep_progress: bool) -> Moved:
+        """HEAD to a snapshot whose blobs are in the store. `keep_progress=False`: our own state was wrong, so the work on
+        top of it is given up too."""
+        blobs = [self.store.read(unit.root) for unit in record.units]
+        version = Version(from_snapshot(self.math, record, blobs), record)
+        if keep_progress:
+            return self._move([version], (), theta_N)
+        self._ledger = joined(self.author, version.state)
+        moved = self._move([version], (), version.state.anchor_N)
+        self._versions = [version]
+        return moved
+
+    def _move(self, versions: list[Version], log: tuple[Commit, ...], theta_N: Tensor) -> Moved:
+        new = versions[-1].state
+        moved = move_head(self._ledger, self.present.state, new, theta_N)
+        ledger = moved.ledger
+        for seq in list(ledger.pending):
+            announced = self.contributions.get(seq)
+            if announced is None or announced[0].version + MAX_AGE_VERSIONS < new.chain.version:
+                ledger = withdraw(ledger, seq)  # no commit can list it any more; its work goes into the next cut
+                record = moved.ledger.pending[seq]
+                self.work.tokens += record.tokens
+                self.work.steps += record.steps
+        self._versions, self._ledger, self.log = versions, ledger, log
+        self.next_seq = max(self.next_seq, new.chain.highest_seq(self.author) + 1)
+        if not self.work.steps:
+            self.work.since_version = new.chain.version
+        remembered = {*ledger.pending, *ledger.listed, *ledger.withdrawn}
+        self.contributions = {seq: one for seq, one in self.contributions.items() if seq in remembered}
+        return moved
+
+    def _log_until(self, head: Digest) -> tuple[Commit, ...]:
+        """The commits that lead to `head`; none if the log does not reach it."""
+        for place, commit in enumerate(self.log):
+            if commit.parent == head:
+                return self.log[:place]
+        reaches = self.log and chains.head_after(self.log[-1].parent, self.log[-1].commit) == head
+        return self.log if reaches else ()
+
+    # ---------------------------------------------------------------- the disk
+
+    def save(self, theta_N: Tensor, optimizer: bytes | None) -> None:
+        """Writes a generation and removes blobs that no kept one names. Raises StateError; then the last one stands."""
+        ledger = self._ledger
+        self._generation += 1
+        saved = SavedState(
+            generation=self._generation,
+            run=self.run,
+            incarnation=self.incarnation,
+            next_seq=self.next_seq,
+            view=self.view,
+            states=tuple(version.record for version in self._versions),
+            log=self.log,
+            theta=self._on_disk(theta_N),
+            residual=self._on_disk(ledger.residual_N),
+            cuts=tuple(
+                self._saved_cut(seq, standing, record)
+                for standing, records in enumerate((ledger.pending, ledger.listed, ledger.withdrawn))
+                for seq, record in sorted(records.items())
+            ),
+            optimizer=None if optimizer is None else self.store.put(optimizer),
+            leases=wire.encode(self.leases.to_value()),
+            tokens_since_cut=self.work.tokens,
+            steps_since_cut=self.work.steps,
+            since_version=self.work.since_version,
+        )
+        # Both the generation before and this one need their blobs until the older one is gone.
+        own = {contribution.root for contribution, _ in self.contributions.values()}
+        self.store.pin("coming generation", saved.blobs() | own)
+        self._generations.write(saved)
+        self.pin_generations(own)
+        self._forget_digests(saved)
+
+    def pin_generations(self, also: set[Digest] | None = None) -> None:
+        """Pins what the kept generations name, and collects the rest."""
+        roots = {root for generation in self._generations.kept() for root in generation.blobs()}
+        self.store.pin("generations", roots | (also or set()))
+        self.store.pin("coming generation", ())
+        self.store.collect()
+
+    def _saved_cut(self, seq: int, standing: int, record: CutRecord) -> SavedCut:
+        return SavedCut(
+            seq=seq,
+            standing=standing,
+            delta=self._on_disk(record.delta_N),
+            before=self._on_disk(record.before_N),
+            after=self._on_disk(record.after_N),
+            tokens=record.tokens,
+            steps=record.steps,
+            listed_at=record.listed_at,
+            sealed=self.contributions[seq][1] if seq in self.contributions else b"",
+        )
+
+    def _on_disk(self, vector_N: Tensor) -> Digest:
+        """The blob of a vector; one that was written before is not written again."""
+        known = self._digests.get(id(vector_N))
+        if known is not None and known[0] is vector_N:
+            return known[1]
+        root = self.store.put(bytes_of(vector_N))
+        self._digests[id(vector_N)] = (vector_N, root)
+        return root
+
+    def _forget_digests(self, saved: SavedState) -> None:
+        needed = saved.blobs()
+        self._digests = {key: known for key, known in self._digests.items() if known[1] in needed}
+
+    def _versioned(self, state: SharedState) -> Version:
+        record, blobs = snapshot(self.math, state)
+        for blob in blobs:
+            self.store.put(blob)
+        return Version(state, record)
+
+    def _vector(self, root: Digest) -> Tensor:
+        vector_N = vector_from(self.store.read(root, check=True), self.math.dtype)
+        self._digests[id(vector_N)] = (vector_N, root)
+        return vector_N
+
+    def _read_blob(self, root: Digest) -> bytes:
+        return self.store.read(root)

@@ -1,0 +1,145 @@
+"""What a peer writes down: one small generation file that names blobs, replaced atomically, the one before it kept.
+
+A generation is written at each cut, before the blob's digest is announced, and at each head. Its blobs are on disk before
+it is; a generation whose bytes or blobs are damaged is passed over for the one before, and that is said.
+"""
+
+from __future__ import annotations
+
+import os
+from collections.abc import Callable
+from dataclasses import dataclass
+from pathlib import Path
+from typing import Annotated, Final, TypeVar
+
+from blake3 import blake3
+
+from peer.blob_store import disk_errors
+from swarm import wire
+from swarm.digest import Digest
+from swarm.errors import MalformedBytes, StateError
+from swarm.messages import Commit, Sealed, StateRecord
+from swarm.schema import U32, U63, MaxLen, from_value, to_value
+
+KEPT_GENERATIONS: Final = 2
+MAX_GENERATION_BYTES: Final = 64 << 20  # records, rosters and a commit log of a large run
+_MAGIC: Final = b"brnstate1"
+_CHECK_BYTES: Final = 32
+_Loaded = TypeVar("_Loaded")
+
+
+@dataclass(frozen=True, slots=True)
+class SavedCut:
+    """One contribution of ours with its tensors, as blobs."""
+
+    seq: U63
+    standing: U32  # 0 pending, 1 listed, 2 withdrawn
+    delta: Digest
+    before: Digest
+    after: Digest
+    tokens: U63
+    steps: U32
+    listed_at: U63
+    sealed: Sealed  # the announcement
+
+
+@dataclass(frozen=True, slots=True)
+class SavedState:
+    """Everything a peer needs to go on where it stopped."""
+
+    generation: U63
+    run: Digest
+    incarnation: U63
+    next_seq: U63
+    view: U63
+    states: Annotated[tuple[StateRecord, ...], MaxLen(8)]  # the last versions, the present one last
+    log: Annotated[tuple[Commit, ...], MaxLen(64)]
+    theta: Digest
+    residual: Digest
+    cuts: Annotated[tuple[SavedCut, ...], MaxLen(64)]
+    optimizer: Digest | None
+    leases: Annotated[bytes, MaxLen(1 << 20)]
+    tokens_since_cut: U63
+    steps_since_cut: U32
+    since_version: U63
+
+    def blobs(self) -> set[Digest]:
+        """All that must not be removed while this generation is kept."""
+        found = {self.theta, self.residual} | ({self.optimizer} if self.optimizer else set())
+        found |= {unit.root for state in self.states for unit in state.units}
+        found |= {root for cut in self.cuts for root in (cut.delta, cut.before, cut.after)}
+        found |= {entry.root for commit in self.log for entry in commit.commit.entries}
+        return found
+
+
+class Generations:
+    """The generation files of one peer, newest first."""
+
+    def __init__(self, folder: Path) -> None:
+        self._folder = folder
+        folder.mkdir(parents=True, exist_ok=True)
+
+    def write(self, state: SavedState) -> None:
+        """Replaces the oldest kept generation by this one; it is on disk when this returns. Raises StateError."""
+        body = wire.encode(to_value(state))
+        path = self._folder / f"{state.generation:012d}.state"
+        partial = path.with_suffix(".part")
+        with disk_errors(path):
+            with open(partial, "wb") as file:
+                file.write(_MAGIC + blake3(body).digest() + body)
+                file.flush()
+                os.fsync(file.fileno())
+            partial.replace(path)
+            descriptor = os.open(self._folder, os.O_RDONLY)
+            try:
+                os.fsync(descriptor)
+            finally:
+                os.close(descriptor)
+            for old in self._paths()[KEPT_GENERATIONS:]:
+                old.unlink(missing_ok=True)
+
+    def exist(self) -> bool:
+        return bool(self._paths())
+
+    def load(self, restore: Callable[[SavedState], _Loaded], report: Callable[[str], None]) -> _Loaded | None:
+        """What `restore` makes of the newest generation that is whole; None when there is none at all.
+
+        `restore` raises StateError or MalformedBytes when blobs are missing or damaged; then the generation before is
+        tried, and `report` gets a line. Raises StateError when there are generations and none is whole.
+        """
+        faults = []
+        for path in self._paths():
+            try:
+                return restore(self._read(path))
+            except (StateError, MalformedBytes) as error:
+                faults.append(f"{path.name}: {error}")
+                report(f"state file {path.name} is damaged ({error}); falling back to the one before it")
+        if faults:
+            raise StateError(
+                f"{self._folder}: no state file is whole ({'; '.join(faults)}); move the folder away to join afresh"
+            )
+        return None
+
+    def kept(self) -> list[SavedState]:
+        """All generations that can be read."""
+        found = []
+        for path in self._paths():
+            try:
+                found.append(self._read(path))
+            except (StateError, MalformedBytes):
+                continue  # `load` reports it
+        return found
+
+    def _paths(self) -> list[Path]:
+        return sorted(self._folder.glob("*.state"), reverse=True)
+
+    def _read(self, path: Path) -> SavedState:
+        with disk_errors(path):
+            raw = path.read_bytes()
+        head = len(_MAGIC) + _CHECK_BYTES
+        if not raw.startswith(_MAGIC) or len(raw) < head:
+            raise MalformedBytes("not a state file")
+        body = raw[head:]
+        if blake3(body).digest() != raw[len(_MAGIC) : head]:
+            raise MalformedBytes("its checksum does not fit its bytes")
+        return from_value(SavedState, wire.decode(body, max_bytes=MAX_GENERATION_BYTES))

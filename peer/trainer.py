@@ -1,0 +1,303 @@
+"""The training loop of a peer: inner steps, cuts, heads. Runs in the main thread; everything blocking here is torch or disk.
+
+One pass of the loop: carry out an order, or take an inner step, or cut, or wait. A step boundary is the only place where
+anything else happens, so a cut sees whole steps and a head never lands inside one.
+"""
+
+from __future__ import annotations
+
+import time
+from collections.abc import Callable
+from dataclasses import dataclass, replace
+from typing import Final
+
+import torch
+from safetensors.torch import load as load_safetensors
+from safetensors.torch import save as save_safetensors
+from torch import Tensor
+
+from peer.checkpoints import Checkpoints
+from peer.data.windows import Windows
+from peer.handoff import (
+    AdoptState,
+    ApplyCommits,
+    CutNow,
+    Evaluation,
+    Handoff,
+    Moved,
+    MoveFailed,
+    OpenRound,
+    Order,
+    Progress,
+    SetView,
+    StepDropped,
+    Stop,
+    TrainerEnded,
+)
+from peer.learning_rate import learning_rate, swarm_tokens_now
+from peer.replica import Replica, Work
+from peer.step import InnerTrainer
+from swarm.allreduce import ledger
+from swarm.allreduce.layout import flatten, unflatten_into
+from swarm.config import RunConfig
+from swarm.errors import LocalError, RemoteError, StateError
+from swarm.identity import PeerId
+from swarm.lease import leases
+from swarm.messages import Contribution, TimeSplit
+from swarm.round.facts import CutDone
+
+IDLE_WAIT_S: Final = 0.2  # how long the trainer sleeps at most when there is nothing to do
+_RATE_STEPS: Final = 20  # inner steps that tokens per second are averaged over
+
+Sign = Callable[[Contribution], bytes]
+
+
+@dataclass(slots=True)
+class _Clocks:
+    """Where this round's time went, and when things happened, in seconds."""
+
+    split: TimeSplit
+    cut_at_s: float = 0.0
+
+    def spend(self, on: str, seconds: float) -> None:
+        self.split = replace(self.split, **{on: getattr(self.split, on) + seconds})
+
+
+class Trainer:
+    """Owns model, optimizer and replica; `run` returns when it was told to stop, with everything saved."""
+
+    def __init__(
+        self,
+        config: RunConfig,
+        replica: Replica,
+        inner: InnerTrainer,
+        windows: Windows,
+        handoff: Handoff,
+        sign: Sign,
+        checkpoints: Checkpoints,
+    ) -> None:
+        self._config = config
+        self._replica = replica
+        self._inner = inner
+        self._windows = windows
+        self._handoff = handoff
+        self._sign = sign
+        self._checkpoints = checkpoints
+        self._parameters = dict(inner.model.named_parameters())
+        self._clocks = _Clocks(TimeSplit())
+        self._members: tuple[PeerId, ...] = replica.present.state.chain.roster
+        self._cut_hinted = False
+        self._recent: list[tuple[float, int]] = []  # end and tokens of the last inner steps
+        self._progress = Progress()
+
+    # ---------------------------------------------------------------- beginning
+
+    def load(self, theta_N: Tensor, optimizer: bytes | None) -> None:
+        """Puts parameters, and the optimizer's state if there is one, in place."""
+        self._set_theta(theta_N)
+        if optimizer:
+            self._inner.optimizer.load_state_tensors(load_safetensors(optimizer))
+
+    def run(self) -> str:
+        """Trains until an order to stop; returns its reason."""
+        self._reach_version()
+        while True:
+            step_due = self._may_step()
+            order = self._handoff.next_order(0.0 if step_due or self._must_cut() else IDLE_WAIT_S)
+            if isinstance(order, Stop):
+                self._save()
+                self._handoff.report(TrainerEnded(order.reason))
+                return order.reason
+            if order is not None:
+                self._carry_out(order)
+            elif self._must_cut():
+                self._cut()
+            elif step_due:
+                self._step()
+            else:
+                self._clocks.spend("wait_s", IDLE_WAIT_S)
+                self._report(waits_for="")
+
+    def _carry_out(self, order: Order) -> None:
+        match order:
+            case OpenRound(members):
+                self._open(members)
+            case CutNow():
+                self._cut_hinted = not self._replica.pending
+            case SetView(view):
+                self._replica.view = view
+            case ApplyCommits(base, commits, caught_up):
+                self._move(lambda theta_N: self._replica.apply(base, commits, theta_N), caught_up)
+            case AdoptState(record, keep):
+                self._move(lambda theta_N: self._replica.adopt(record, theta_N, keep_progress=keep), True)
+            case Stop():
+                raise LocalError("a stop is handled by the loop")
+
+    # ---------------------------------------------------------------- inner steps
+
+    def _open(self, members: tuple[PeerId, ...]) -> None:
+        if members != self._members and not self._replica.present.state.chain.roster:
+            self._members = members
+            self._lease()
+
+    def _lease(self) -> None:
+        chain = self._replica.present.state.chain
+        mine = leases(chain.cursor, self._members, self._config.lease_windows).get(self._replica.author)
+        if mine is not None:
+            self._replica.leases.add(mine)
+
+    def _may_step(self) -> bool:
+        """Whether an inner step is due now: a lease is there, and this round's cut has not been made, or training goes on
+        underneath, or the exchange took so long that waiting for it would be a waste."""
+        if self._replica.author not in self._members or self._must_cut():
+            return False
+        if not self._replica.pending:
+            return True
+        late = time.monotonic() - self._clocks.cut_at_s > self._config.round.exchange_deadline_s
+        return self._config.round.overlap or late
+
+    def _must_cut(self) -> bool:
+        if self._replica.pending or not self._replica.work.steps:
+            return False
+        full = 0 < self._config.round.local_steps <= self._replica.work.steps
+        return self._cut_hinted or full
+
+    def _step(self) -> None:
+        work, chain = self._replica.work, self._replica.present.state.chain
+        slots = self._replica.leases.take(self._config.inner.batch_windows)
+        own = work.tokens + len(slots) * self._config.data.sequence_length
+        rate = learning_rate(self._config.inner, swarm_tokens_now(chain.tokens, own, chain.entries))
+        result = self._inner.step(self._windows.train(slots), rate)
+        self._clocks.spend("compute_s", result.seconds)
+        if result.applied:
+            work.tokens += result.num_tokens
+            work.steps += 1
+        else:
+            self._handoff.report(StepDropped(f"loss {result.loss}, gradient norm {result.grad_norm}: not applied"))
+        self._recent = [*self._recent, (time.monotonic(), result.num_tokens)][-_RATE_STEPS:]
+        self._progress = replace(self._progress, train_loss=result.loss if result.applied else None)
+        self._report(waits_for="")
+
+    # ---------------------------------------------------------------- cuts and heads
+
+    def _cut(self) -> None:
+        """CUT: encoded, signed and on disk before the network hears of it."""
+        started = time.monotonic()
+        chain = self._replica.present.state.chain
+        theta_N = self._theta()
+        seq, root, num_bytes, work = self._replica.cut(theta_N)
+        contribution = Contribution(
+            author=self._replica.author,
+            incarnation=self._replica.incarnation,
+            seq=seq,
+            root=root,
+            num_bytes=num_bytes,
+            first_unit=0,
+            end_unit=len(self._replica.math.layout.units),
+            tokens=work.tokens,
+            steps=work.steps,
+            since_version=work.since_version,
+            version=chain.version,
+            head=chain.head,
+        )
+        sealed = self._sign(contribution)
+        self._replica.announced(contribution, sealed)
+        self._save(theta_N)
+        self._cut_hinted = False
+        self._clocks.cut_at_s = time.monotonic()
+        self._clocks.spend("encode_s", self._clocks.cut_at_s - started)
+        self._handoff.report(CutDone(contribution, sealed))
+        self._report(waits_for="")
+
+    def _move(self, move: Callable[[Tensor], ledger.Moved], caught_up: bool) -> None:
+        """HEAD, whatever the reason: on disk before the network hears of it."""
+        started = time.monotonic()
+        work = replace(self._replica.work)
+        try:
+            moved = move(self._theta())
+        except (RemoteError, StateError) as error:
+            self._handoff.report(MoveFailed(str(error)))
+            return
+        self._set_theta(moved.theta_N)
+        self._members = self._replica.present.state.chain.roster
+        self._cut_hinted = False
+        self._lease()
+        self._save(moved.theta_N)
+        if self._clocks.cut_at_s:
+            self._clocks.spend("exchange_s", max(0.0, started - self._clocks.cut_at_s))
+        self._clocks.spend("apply_s", time.monotonic() - started)
+        dropped = work.tokens if self._replica.work == Work(0, 0, self._replica.work.since_version) else 0
+        self._handoff.report(
+            Moved(
+                record=self._replica.present.record,
+                heads=self._replica.heads,
+                log=self._replica.log,
+                still_pending=self._replica.pending,
+                undone=len(moved.undone),
+                dropped_tokens=dropped,
+                caught_up=caught_up,
+            )
+        )
+        self._reach_version()
+        self._report(waits_for="")
+        self._clocks = _Clocks(TimeSplit(), self._clocks.cut_at_s)
+
+    def _reach_version(self) -> None:
+        """What a version brings besides training: its evaluation, and its checkpoint."""
+        chain = self._replica.present.state.chain
+        keeps = self._checkpoints.is_due(chain.version)
+        if not keeps and not self._evaluates(chain.version):
+            return
+        loss = self._evaluate_anchor()
+        self._progress = replace(self._progress, heldout_loss=loss, heldout_version=chain.version)
+        self._handoff.report(Evaluation(chain.version, loss))
+        if keeps:
+            kept = self._checkpoints.keep(self._replica.present, loss)
+            if kept is not None:
+                self._handoff.report(kept)
+
+    def _evaluates(self, version: int) -> bool:
+        """The members take turns: one evaluates each version."""
+        return bool(self._members) and self._members[version % len(self._members)] == self._replica.author
+
+    def _evaluate_anchor(self) -> float:
+        theta_N = self._theta()
+        anchor_N = self._replica.present.state.anchor_N
+        is_anchor = torch.equal(theta_N, anchor_N)
+        if not is_anchor:
+            self._set_theta(anchor_N)
+        loss = self._inner.evaluate(self._windows.heldout(range(self._config.data.eval_windows)))
+        if not is_anchor:
+            self._set_theta(theta_N)
+        return loss
+
+    # ---------------------------------------------------------------- small change
+
+    def _theta(self) -> Tensor:
+        return flatten(self._replica.math.layout, self._parameters, self._replica.math.dtype)
+
+    def _set_theta(self, theta_N: Tensor) -> None:
+        unflatten_into(self._replica.math.layout, theta_N, self._parameters)
+
+    def _save(self, theta_N: Tensor | None = None) -> None:
+        state = self._inner.optimizer.state_tensors()
+        optimizer = save_safetensors({name: one.contiguous() for name, one in state.items()}) if state else None
+        self._replica.save(self._theta() if theta_N is None else theta_N, optimizer)
+
+    def _report(self, waits_for: str) -> None:
+        work = self._replica.work
+        self._progress = replace(
+            self._progress,
+            tokens_since_cut=work.tokens,
+            steps_since_cut=work.steps,
+            tokens_per_s=self._tokens_per_s(),
+            time=self._clocks.split,
+            waits_for=waits_for,
+        )
+        self._handoff.report(self._progress)
+
+    def _tokens_per_s(self) -> float:
+        if len(self._recent) < 2:
+            return 0.0
+        elapsed_s = time.monotonic() - self._recent[0][0]
+        return sum(tokens for _, tokens in self._recent[1:]) / elapsed_s if elapsed_s > 0 else 0.0
