@@ -287,6 +287,37 @@ def test_only_dead_bootstrap_addresses_are_each_named(sockets_parent: Path, dead
     run(main)
 
 
+def test_who_only_dials_out_is_reached_over_its_own_connections(sockets_parent: Path) -> None:
+    async def main() -> None:
+        async with Network(ALICE, RUN, NetworkConfig(sockets_parent=sockets_parent)) as alice:
+            by_name = alice.addresses[0].replace("/ip4/127.0.0.1/", "/dns4/localhost/")
+            config = NetworkConfig(sockets_parent=sockets_parent, listen=(), bootstrap=(by_name,))
+            async with Network(BOB, RUN, config) as bob:
+                bob.transport.serve(echo)
+                assert bob.addresses == ()
+                assert await alice.transport.request(BOB.peer_id, b"hi", timeout_s=WAIT_S) == b"hi"
+
+    run(main)
+
+
+def test_cancelling_the_body_stops_everything(sockets_parent: Path) -> None:
+    async def main() -> None:
+        inside = asyncio.Event()
+
+        async def body() -> None:
+            async with Network(ALICE, RUN, NetworkConfig(sockets_parent=sockets_parent)):
+                inside.set()
+                await asyncio.Event().wait()
+
+        task = asyncio.create_task(body())
+        await inside.wait()
+        task.cancel()
+        with pytest.raises(asyncio.CancelledError):
+            await task
+
+    run(main)
+
+
 def test_a_malformed_bootstrap_address_starts_nothing(sockets_parent: Path) -> None:
     async def main() -> None:
         with pytest.raises(MalformedBytes):
