@@ -73,6 +73,15 @@ class Network:
         return self.transport.addresses()
 
     @property
+    def listening(self) -> tuple[str, ...]:
+        """Where the daemon listens, ports settled: what to ask for after a restart, so that others find us again."""
+        return self._listen
+
+    def remove_sockets(self) -> None:
+        """Removes the socket folder at once, for a process that ends without unwinding. The daemon dies with its parent."""
+        self._sockets.remove()
+
+    @property
     def up_bytes(self) -> int:
         return self.transport.up_bytes
 

@@ -19,7 +19,7 @@ from swarm import wire
 from swarm.allreduce.codec import bytes_of, vector_from
 from swarm.allreduce.ledger import CutRecord, Ledger, Moved, cut, joined, move_head, withdraw
 from swarm.allreduce.shared import RunMath, SharedState, after_commit, from_snapshot, record_digest, snapshot
-from swarm.chain import MAX_AGE_VERSIONS
+from swarm.chain import MAX_AGE_VERSIONS, ChainState
 from swarm.digest import Digest
 from swarm.errors import StateError
 from swarm.identity import PeerId
@@ -66,7 +66,7 @@ class Replica:
         self.view = 0
         self.log: tuple[Commit, ...] = ()
         self.contributions: dict[int, tuple[Contribution, bytes]] = {}  # ours that are not forgotten, with signed bytes
-        self._generations = generations
+        self.generations = generations
         self._generation = 0
         self._versions: list[Version] = []  # the present one last
         self._ledger: Ledger
@@ -84,6 +84,11 @@ class Replica:
         return tuple(version.state.chain.head for version in reversed(self._versions))
 
     @property
+    def chains(self) -> tuple[ChainState, ...]:
+        """The chain states of those heads, newest first."""
+        return tuple(version.state.chain for version in reversed(self._versions))
+
+    @property
     def pending(self) -> tuple[int, ...]:
         return tuple(sorted(self._ledger.pending))
 
@@ -98,6 +103,11 @@ class Replica:
         self._ledger = joined(self.author, state)
         self.next_seq = max(self.next_seq, state.chain.highest_seq(self.author) + 1)
         self.work = Work(since_version=state.chain.version)
+
+    def begin_from(self, record: StateRecord) -> None:
+        """Starts without a past from a snapshot whose blobs are in the store. Raises MalformedBytes."""
+        blobs = [self.store.read(unit.root) for unit in record.units]
+        self.begin(from_snapshot(self.math, record, blobs))
 
     def restore(self, saved: SavedState) -> Tensor:
         """Takes a saved generation up again; returns theta. Raises StateError or MalformedBytes, changing nothing."""
@@ -225,13 +235,13 @@ class Replica:
         # Both the generation before and this one need their blobs until the older one is gone.
         own = {contribution.root for contribution, _ in self.contributions.values()}
         self.store.pin("coming generation", saved.blobs() | own)
-        self._generations.write(saved)
+        self.generations.write(saved)
         self.pin_generations(own)
         self._forget_digests(saved)
 
     def pin_generations(self, also: set[Digest] | None = None) -> None:
         """Pins what the kept generations name, and collects the rest."""
-        roots = {root for generation in self._generations.kept() for root in generation.blobs()}
+        roots = {root for generation in self.generations.kept() for root in generation.blobs()}
         self.store.pin("generations", roots | (also or set()))
         self.store.pin("coming generation", ())
         self.store.collect()

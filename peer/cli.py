@@ -1,0 +1,192 @@
+"""The command line of contributors: `python run_peer.py` and the `barnraise` command.
+
+Heavy imports wait until a command runs, so that `--help` is quick. Monitors are another process with other libraries:
+`barnraise monitor`, `status` and `pull` hand over to `python -m coordinator`.
+"""
+
+from __future__ import annotations
+
+import os
+import sys
+from pathlib import Path
+from typing import Annotated
+
+import typer
+
+from peer.shadow import check_own_swarm
+
+check_own_swarm()
+
+_PEER_HELP = """
+Train with one GPU (or CPU) in a swarm of volunteers.
+
+Without options, start a run on the embedded text and print its invite, or resume the last one.
+
+Examples:
+
+  python run_peer.py                                 start a run, or resume the last one
+
+  python run_peer.py --join barnraise1-...           join a run by its invite
+
+  python run_peer.py --new --config my-run.toml      start a run of your own design
+
+  python run_peer.py --local --rounds 5              try it on this machine alone, five rounds
+"""
+
+_MAINTAIN = {"allow_extra_args": True, "ignore_unknown_options": True, "help_option_names": []}
+
+app = typer.Typer(
+    no_args_is_help=True,
+    add_completion=False,
+    rich_markup_mode="rich",
+    help="Decentralized volunteer training: one consumer GPU each, one language model together.",
+)
+
+
+def peer(
+    join: Annotated[
+        str | None, typer.Option("--join", metavar="INVITE", help="Join the run of this invite (barnraise1-...).")
+    ] = None,
+    new: Annotated[bool, typer.Option("--new", help="Start a run afresh instead of resuming the last one.")] = False,
+    config: Annotated[
+        Path | None,
+        typer.Option("--config", metavar="FILE", help="The new run: TOML, or a manifest made by `barnraise new`."),
+    ] = None,
+    home: Annotated[
+        Path | None,
+        typer.Option(
+            "--home", metavar="DIR", help="State, identity and blobs of this peer. Default: one per run and peer."
+        ),
+    ] = None,
+    device: Annotated[
+        str | None, typer.Option("--device", help="cpu, cuda, cuda:1 ... Default: the first GPU, else the CPU.")
+    ] = None,
+    data: Annotated[
+        Path | None,
+        typer.Option("--data", metavar="PATH", help="Text of the run: .jsonl.zst, .jsonl, .txt, or a folder of them."),
+    ] = None,
+    tokenizer: Annotated[
+        Path | None, typer.Option("--tokenizer", metavar="FILE", help="The run's tokenizer.json, where it has one.")
+    ] = None,
+    name: Annotated[
+        str | None, typer.Option("--name", help="What others call this peer. Default: peer-1, peer-2 ...")
+    ] = None,
+    listen: Annotated[
+        list[str] | None,
+        typer.Option("--listen", metavar="MULTIADDR", help="Where to listen, e.g. /ip4/0.0.0.0/tcp/4001. Repeatable."),
+    ] = None,
+    announce: Annotated[
+        list[str] | None,
+        typer.Option(
+            "--announce", metavar="MULTIADDR", help="The address others reach you at, behind a forwarded port."
+        ),
+    ] = None,
+    local: Annotated[
+        bool, typer.Option("--local", help="Loopback only: nobody outside this machine can join.")
+    ] = False,
+    rounds: Annotated[
+        int | None, typer.Option("--rounds", metavar="N", min=1, help="Leave after version N.")
+    ] = None,
+    json_events: Annotated[
+        Path | None, typer.Option("--json-events", metavar="FILE", help="Append every event as a line of JSON.")
+    ] = None,
+    quiet: Annotated[bool, typer.Option("--quiet", help="Print errors only.")] = False,
+    prefer_torch: Annotated[
+        bool, typer.Option("--prefer-torch", help="On a CPU: torch's fp32 optimizer where the run says 8 bits.")
+    ] = False,
+) -> None:
+    from peer.main import run_peer
+    from peer.options import PeerOptions
+
+    options = PeerOptions(
+        join=join,
+        new=new,
+        config=config,
+        home=home,
+        device=device,
+        data=data,
+        tokenizer=tokenizer,
+        name=name,
+        listen=tuple(listen or ()),
+        announce=tuple(announce or ()),
+        local=local,
+        rounds=rounds,
+        json_events=json_events,
+        quiet=quiet,
+        prefer_torch=prefer_torch,
+    )
+    raise typer.Exit(run_peer(options))
+
+
+peer.__doc__ = _PEER_HELP
+app.command("peer")(peer)
+
+
+@app.command("new")
+def new(
+    config: Annotated[
+        Path, typer.Argument(metavar="CONFIG.toml", help='The run, as TOML; `preset = "tiny"` is enough.')
+    ],
+    out: Annotated[Path, typer.Option("-o", "--out", metavar="FILE", help="Where to write the manifest.")] = Path(
+        "run.manifest"
+    ),
+    home: Annotated[
+        Path | None,
+        typer.Option("--home", metavar="DIR", help="Home of the first peer, whose address the invite holds."),
+    ] = None,
+    data: Annotated[Path | None, typer.Option("--data", metavar="PATH", help="The run's text.")] = None,
+    tokenizer: Annotated[
+        Path | None, typer.Option("--tokenizer", metavar="FILE", help="Its tokenizer.json.")
+    ] = None,
+    port: Annotated[int, typer.Option("--port", min=0, max=65535, help="Port of the first peer; 0: any free one.")] = 0,
+    local: Annotated[bool, typer.Option("--local", help="Loopback only.")] = False,
+) -> None:
+    """Make a signed manifest and an invite for a run.
+
+    Examples:
+
+      barnraise new my-run.toml -o run.manifest
+
+      barnraise new pile.toml --data /data/pile --tokenizer gpt-neox.json --port 4001
+    """
+    from peer.main import make_run
+
+    raise typer.Exit(make_run(config, out, home=home, data=data, tokenizer=tokenizer, port=port, local=local))
+
+
+@app.command("demo")
+def demo(
+    short: Annotated[bool, typer.Option("--short", help="About a minute instead of two.")] = False,
+    out: Annotated[Path, typer.Option("--out", metavar="DIR", help="Where logs and the checkpoint go.")] = Path(
+        "demo-out"
+    ),
+    seconds: Annotated[int | None, typer.Option("--seconds", min=20, help="How long to train.")] = None,
+) -> None:
+    """Raise a local swarm of real processes on real text, kill a peer half-way, and pull the model it trained."""
+    from peer.demo import run_demo
+
+    raise typer.Exit(run_demo(out, seconds=seconds or (55 if short else 120)))
+
+
+def _hand_over(context: typer.Context) -> None:
+    """Becomes the monitor's process: it must not share one with hivemind."""
+    name = context.info_name or "monitor"
+    os.execv(sys.executable, [sys.executable, "-m", "coordinator", name, *context.args])
+
+
+for _name, _about in (
+    ("monitor", "Watch a swarm in the terminal and keep its history."),
+    ("status", "One look at a swarm."),
+    ("pull", "Fetch the newest averaged checkpoint from the peers."),
+):
+    app.command(_name, context_settings=_MAINTAIN, help=_about, add_help_option=False)(_hand_over)
+
+
+def barnraise() -> None:
+    """The `barnraise` command."""
+    app()
+
+
+def main() -> None:
+    """`python run_peer.py`: the `peer` command by itself."""
+    typer.run(peer)

@@ -1,0 +1,157 @@
+"""A peer's home: the folder with its identity, the run's manifest, state, blobs, checkpoints and address book.
+
+DATA/runs/<run>/<name>/     default homes, one per run and peer; DATA/last names the one used last
+identity.key  run.manifest  listen  state/  blobs/  checkpoints/  peers.book  lock
+DATA/cache/                 text and tokens, shared by all runs
+"""
+
+from __future__ import annotations
+
+import contextlib
+import fcntl
+import os
+from dataclasses import dataclass, field
+from pathlib import Path
+from typing import IO, Final
+
+import platformdirs
+
+from peer.blob_store import disk_errors
+from peer.data.cache import write_atomically
+from swarm.digest import Digest
+from swarm.errors import BadSignature, ConfigError, MalformedBytes, StateError
+from swarm.identity import Keypair, load_or_create_keypair
+from swarm.manifest import Manifest
+
+DATA_ENV: Final = "BARNRAISE_DATA"  # another place for everything that is kept; tests and the demo use it
+MAX_DEFAULT_HOMES: Final = 64  # peers of one run and user on one machine
+_MANIFEST: Final = "run.manifest"
+_LISTEN: Final = "listen"
+
+
+def data_folder() -> Path:
+    """Where homes and caches live: BARNRAISE_DATA, or the user's data folder."""
+    named = os.environ.get(DATA_ENV)
+    return Path(named) if named else platformdirs.user_data_path("barnraise")
+
+
+def cache_folder() -> Path:
+    """Text and tokens, shared by all runs of this user."""
+    return data_folder() / "cache"
+
+
+def run_folder(run: Digest) -> Path:
+    """The default homes of one run."""
+    return data_folder() / "runs" / run.hex()[:16]
+
+
+@dataclass(slots=True)
+class Home:
+    """One peer's folder, locked by this process until `release`."""
+
+    path: Path
+    note: str = ""  # what people should know about how it was chosen
+    _lock: IO[str] | None = field(default=None, repr=False)
+
+    @property
+    def state(self) -> Path:
+        return self.path / "state"
+
+    @property
+    def blobs(self) -> Path:
+        return self.path / "blobs"
+
+    @property
+    def checkpoints(self) -> Path:
+        return self.path / "checkpoints"
+
+    @property
+    def book(self) -> Path:
+        return self.path / "peers.book"
+
+    def keypair(self) -> Keypair:
+        """This peer's identity, made on first use."""
+        return load_or_create_keypair(self.path / "identity.key")
+
+    def manifest(self) -> Manifest | None:
+        """The run this home belongs to; None for a new home. Raises StateError when the file is damaged."""
+        path = self.path / _MANIFEST
+        if not path.exists():
+            return None
+        try:
+            return Manifest.from_bytes(path.read_bytes())
+        except (MalformedBytes, BadSignature) as error:
+            raise StateError(f"{path}: {error}; remove it and join again with the invite") from None
+
+    def keep_manifest(self, manifest: Manifest) -> None:
+        write_atomically(self.path / _MANIFEST, manifest.to_bytes())
+
+    def listen(self) -> tuple[str, ...]:
+        """Where this peer listened the last time: others know it by that port."""
+        with contextlib.suppress(OSError, UnicodeDecodeError):
+            return tuple((self.path / _LISTEN).read_text().split())
+        return ()
+
+    def keep_listen(self, addresses: tuple[str, ...]) -> None:
+        write_atomically(self.path / _LISTEN, "\n".join(addresses).encode())
+
+    def remember_as_last(self) -> None:
+        """`run_peer.py` without arguments comes back to this home."""
+        write_atomically(data_folder() / "last", str(self.path.resolve()).encode())
+
+    def release(self) -> None:
+        if self._lock is not None:
+            self._lock.close()
+            self._lock = None
+
+
+def open_home(path: Path) -> Home:
+    """That folder, made and locked; raises StateError when another process uses it."""
+    with disk_errors(path):
+        path.mkdir(parents=True, exist_ok=True)
+        lock = open(path / "lock", "a+")  # noqa: SIM115  held until release
+    try:
+        fcntl.flock(lock, fcntl.LOCK_EX | fcntl.LOCK_NB)
+    except OSError:
+        lock.seek(0)
+        owner = lock.read(32).strip()
+        lock.close()
+        who = f"process {owner}" if owner else "another process"
+        raise StateError(f"{path} is in use by {who}; stop it, or give this peer its own --home") from None
+    lock.seek(0)
+    lock.truncate()
+    lock.write(str(os.getpid()))
+    lock.flush()
+    return Home(path, _lock=lock)
+
+
+def open_default_home(run: Digest, name: str | None) -> Home:
+    """The first free default home of a run; says so when it is not the first. A name asked for must be free."""
+    folder = run_folder(run)
+    if name is not None:
+        return open_home(folder / safe_name(name))
+    for number in range(1, MAX_DEFAULT_HOMES + 1):
+        try:
+            home = open_home(folder / f"peer-{number}")
+        except StateError:
+            continue
+        if number > 1:
+            home.note = f"peer-{number - 1} is running already: this one is peer-{number}"
+        return home
+    raise StateError(f"{folder}: all {MAX_DEFAULT_HOMES} default homes are in use; give this peer its own --home")
+
+
+def last_home() -> Path | None:
+    """The home used last, if it still holds a run."""
+    with contextlib.suppress(OSError, UnicodeDecodeError):
+        path = Path((data_folder() / "last").read_text().strip())
+        if (path / _MANIFEST).exists():
+            return path
+    return None
+
+
+def safe_name(name: str) -> str:
+    """A name fit for a folder and a screen; raises ConfigError."""
+    if not (0 < len(name) <= 40 and all(letter.isalnum() or letter in "-_." for letter in name) and name[0] != "."):
+        raise ConfigError(f"--name {name[:60]!r}: 1 to 40 letters, digits, '-', '_' or '.', not starting with a dot")
+    return name

@@ -1,0 +1,129 @@
+"""What the commands do, with every expected failure as one line and an exit code."""
+
+from __future__ import annotations
+
+import logging
+import os
+import socket
+from pathlib import Path
+from typing import Final
+
+from peer.home import open_default_home, open_home
+from peer.options import PeerOptions
+from peer.screen import Screen, error_line
+from peer.stopping import Stopping
+from swarm.errors import BarnraiseError, ConfigError, LocalError
+
+EXIT_FAILED: Final = 2
+LOG_ENV: Final = "BARNRAISE_LOG"  # a level such as DEBUG, for people who look into a problem
+
+
+def run_peer(options: PeerOptions) -> int:
+    """Runs a peer until it is told to stop; returns the exit code."""
+    stopping = Stopping()
+    stopping.install()
+    _set_up_logs()
+    try:
+        screen = Screen(quiet=options.quiet, json_events=options.json_events)
+    except BarnraiseError as error:
+        error_line(error)
+        return EXIT_FAILED
+    try:
+        from peer.start import Peer
+
+        reason = Peer(options, screen, stopping).run()
+        screen.say(f"left: {reason}; everything is saved")
+        return 0
+    except KeyboardInterrupt:
+        return 0
+    except LocalError:
+        raise  # a bug of ours: the traceback is what helps
+    except BarnraiseError as error:
+        error_line(error)
+        return EXIT_FAILED
+    except OSError as error:
+        error_line(error)
+        return EXIT_FAILED
+    finally:
+        screen.close()
+
+
+def make_run(
+    config_path: Path,
+    out: Path,
+    *,
+    home: Path | None,
+    data: Path | None,
+    tokenizer: Path | None,
+    port: int,
+    local: bool,
+) -> int:
+    """Writes a manifest and prints its invite; returns the exit code."""
+    from peer.start import complete_manifest, read_config
+    from swarm.config import RunConfig
+    from swarm.identity import Keypair
+    from swarm.invite import Invite
+
+    screen = Screen(quiet=False, json_events=None)
+    try:
+        config = read_config(config_path)
+        if not isinstance(config, RunConfig):
+            raise ConfigError(
+                f"{config_path} is a manifest already; start it with: barnraise peer --config {config_path}"
+            )
+        keypair = Keypair.generate()
+        manifest = complete_manifest(config, PeerOptions(data=data, tokenizer=tokenizer), keypair, screen)
+        first = open_home(home) if home else open_default_home(manifest.run_id, None)
+        try:
+            key_path = first.path / "identity.key"
+            if not key_path.exists():
+                key_path.write_bytes(keypair.to_libp2p())
+                key_path.chmod(0o600)
+            first.keep_manifest(manifest)
+            port = port or _free_port()
+            host = "127.0.0.1" if local else "0.0.0.0"
+            first.keep_listen((f"/ip4/{host}/tcp/{port}",))
+            peer_id = first.keypair().peer_id.base58
+            hosts = ("127.0.0.1",) if local else _own_hosts()
+            invite = Invite(manifest.run_id, tuple(f"/ip4/{one}/tcp/{port}/p2p/{peer_id}" for one in hosts))
+            out.write_bytes(manifest.to_bytes())
+        finally:
+            first.release()
+        screen.say(f"manifest  {out} ({len(manifest.to_bytes())} bytes), run {manifest.run_id.hex()}")
+        screen.say(f"invite    {invite.encode()}")
+        screen.say(f"start the first peer:  python run_peer.py --home {first.path}" + (" --local" if local else ""))
+        return 0
+    except LocalError:
+        raise
+    except (BarnraiseError, OSError) as error:
+        error_line(error)
+        return EXIT_FAILED
+    finally:
+        screen.close()
+
+
+def _set_up_logs() -> None:
+    level = os.environ.get(LOG_ENV, "WARNING").upper()
+    logging.basicConfig(level=logging.WARNING, format="%(asctime)s %(levelname)s %(name)s: %(message)s")
+    known = logging.getLevelNamesMapping()
+    for name in ("peer", "swarm"):
+        logging.getLogger(name).setLevel(known.get(level, logging.WARNING))
+
+
+def _free_port() -> int:
+    with socket.socket() as probe:
+        probe.bind(("127.0.0.1", 0))
+        return int(probe.getsockname()[1])
+
+
+def _own_hosts() -> tuple[str, ...]:
+    """This machine's IPv4 addresses, loopback last."""
+    import psutil
+
+    found = [
+        one.address
+        for addresses in psutil.net_if_addrs().values()
+        for one in addresses
+        if one.family == socket.AF_INET and not one.address.startswith("127.")
+    ]
+    return (*found[:7], "127.0.0.1")

@@ -1,0 +1,126 @@
+"""What a contributor sees: what was found, each commit as a line, and why nothing seems to happen.
+
+On a terminal the last line is live; in a pipe there are only lines. Text from other peers is stripped before it is shown.
+"""
+
+from __future__ import annotations
+
+import json
+import sys
+import threading
+from pathlib import Path
+from typing import IO
+
+from rich.console import Console
+from rich.status import Status
+from rich.text import Text
+
+from swarm import events
+from swarm.errors import StateError
+from swarm.events import Event, event_json
+
+
+def plain(text: str) -> str:
+    """Text without control characters, escape sequences or direction marks."""
+    return "".join(letter for letter in text if letter.isprintable())
+
+
+class Screen:
+    """Lines on standard output, and events as JSON lines in a file. Used by both threads."""
+
+    def __init__(self, *, quiet: bool, json_events: Path | None) -> None:
+        self._console = Console(quiet=quiet, highlight=False, soft_wrap=True)
+        self._lock = threading.Lock()
+        self._status: Status | None = None
+        self._file: IO[str] | None = None
+        self._names: dict[bytes, str] = {}
+        if json_events is not None:
+            try:
+                json_events.parent.mkdir(parents=True, exist_ok=True)
+                self._file = open(json_events, "a", buffering=1)  # noqa: SIM115  closed by `close`
+            except OSError as error:
+                raise StateError(f"--json-events {json_events}: {error.strerror}") from None
+
+    def say(self, line: str, style: str = "") -> None:
+        """One line."""
+        self._console.print(Text(plain(line), style=style))
+
+    def fact(self, label: str, value: str) -> None:
+        """One line of what was found."""
+        self._console.print(Text.assemble((f"  {label:<12}", "dim"), plain(value)))
+
+    def live(self, line: str) -> None:
+        """The last line of a terminal; nothing in a pipe."""
+        if not self._console.is_terminal or self._console.quiet:
+            return
+        with self._lock:
+            if self._status is None:
+                self._status = self._console.status(Text(plain(line)), spinner="dots")
+                self._status.start()
+            else:
+                self._status.update(Text(plain(line)))
+
+    def record(self, at_unix_s: float, event: Event) -> None:
+        """An event: to the file always, to the screen when it says something to people."""
+        if self._file is not None:
+            self._file.write(json.dumps(event_json(at_unix_s, event)) + "\n")
+        if isinstance(event, events.PeerJoined | events.PeerStarted):
+            self._names[event.peer.raw] = event.name
+        line = describe(event)
+        if line:
+            self.say(line)
+
+    def close(self) -> None:
+        with self._lock:
+            if self._status is not None:
+                self._status.stop()
+                self._status = None
+        if self._file is not None:
+            self._file.close()
+            self._file = None
+
+
+def describe(event: Event) -> str:
+    """The event as a line for people; "" when it is not for them."""
+    match event:
+        case events.RoundCommitted():
+            left = f", without {len(event.left_out)}" if event.left_out else ""
+            alone = " (minority)" if event.minority else ""
+            return (
+                f"version {event.version:>5}  {event.tokens_in_all:>13,} tokens  {len(event.listed)} contributions{left}"
+                f"{alone}  {event.duration_s:5.1f} s  state {event.state_digest}"
+            )
+        case events.Evaluated(version, loss):
+            return f"version {version:>5}  held-out loss {loss:.4f}"
+        case events.CaughtUp():
+            size = event.num_bytes / 1e6
+            return f"caught up with version {event.version} by {event.how}: {size:.1f} MB in {event.seconds:.1f} s"
+        case events.CheckpointKept(version, num_bytes):
+            return f"version {version:>5}  kept as a checkpoint, {num_bytes / 1e6:.1f} MB"
+        case events.ViewChanged(view, leader, reason):
+            return f"view {view}: {leader} leads ({reason})"
+        case events.Undone(version, depth, reason):
+            return f"undid {depth} of our contributions on the way to version {version}: {reason}"
+        case events.StateDiffered(version, own, others):
+            return f"our state at version {version} ({own}) differs from the others' ({others}); syncing again"
+        case events.PeerMisbehaved(peer, reason):
+            return f"{peer} sent something wrong: {reason}"
+        case events.PeerJoined(peer, name):
+            return f"{name} ({peer}) is here"
+        case events.PeerLeft(peer, reason):
+            return f"{peer} left: {reason}"
+        case events.DaemonRestarted():
+            return f"network daemon restarted: {event.reason}"
+        case events.StepNotApplied(_, reason):
+            return f"an inner step was dropped: {reason}"
+        case events.WorkDropped(_, tokens, reason):
+            return f"{tokens} tokens of work were given up: {reason}"
+        case events.RoundSkipped(version, reason):
+            return f"no commit on version {version}: {reason}"
+        case _:
+            return ""
+
+
+def error_line(error: BaseException) -> None:
+    """The one line that an error shows."""
+    print(f"barnraise: {plain(str(error)) or type(error).__name__}", file=sys.stderr, flush=True)

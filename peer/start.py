@@ -1,0 +1,537 @@
+"""From options to a running peer: home, network, manifest, text, model, state, node, trainer; and the way back down.
+
+The order is chosen so that the network is up while text is read and the model is built, and so that each failure has one
+line and leaves nothing running.
+"""
+
+from __future__ import annotations
+
+import asyncio
+import contextlib
+import sys
+import time
+from collections.abc import Iterator
+from dataclasses import dataclass
+from pathlib import Path
+from typing import Final
+
+import torch
+from torch import Tensor
+
+from peer.address_book import AddressBook
+from peer.blob_store import BlobStore
+from peer.checkpoints import Checkpoints
+from peer.data.background import BackgroundWindows
+from peer.data.embedded import embedded_path
+from peer.data.windows import Windows, describe_data, open_windows
+from peer.device import choose_device, describe_device
+from peer.fetch import Asker, Fetcher
+from peer.handoff import Handoff
+from peer.home import Home, cache_folder, last_home, open_default_home, open_home, safe_name
+from peer.inner import make_inner_optimizer, planned_optimizer
+from peer.model import build_model, genesis_digest, initial_parameters, layout_of, meta_model
+from peer.network import Network, NetworkConfig
+from peer.network_thread import NetworkThread
+from peer.node import Node, NodeParts
+from peer.options import PeerOptions
+from peer.replica import Replica
+from peer.saved import Generations
+from peer.screen import Screen
+from peer.step import InnerTrainer, Precision, choose_micro_batch
+from peer.stopping import Stopping
+from peer.trainer import Trainer
+from swarm.allreduce.codec import make_codec
+from swarm.allreduce.layout import ModelLayout
+from swarm.allreduce.shared import RunMath, check_contribution, genesis_state, record_digest
+from swarm.chain import Entry
+from swarm.config import RunConfig
+from swarm.config_file import load_config
+from swarm.digest import Digest
+from swarm.errors import BarnraiseError, ConfigError, DataError, NetworkError, RemoteError, StateError, Unreachable
+from swarm.events import PeerStarted
+from swarm.identity import Keypair, PeerId
+from swarm.invite import Invite
+from swarm.manifest import Manifest, sign_manifest
+from swarm.messages import Contribution, GetManifest, GetState, ManifestBytes, StateRecord, seal_message
+from swarm.presets import preset_config
+from swarm.round.own import Self
+from swarm.round.participant import Participant
+
+SWITCH_INTERVAL_S: Final = (
+    0.0002  # the network thread costs the trainer 2 % instead of 20 % (measured, docs/decisions.md)
+)
+LINGER_S: Final = 10.0  # after the last version a peer serves so long for those that have not reached it
+ASK_TIMEOUT_S: Final = 10.0
+MAX_INVITE_ADDRESSES: Final = 16
+
+
+@dataclass(frozen=True, slots=True)
+class Entrance:
+    """How this peer comes to its run."""
+
+    home: Home
+    run: Digest
+    manifest: Manifest | None  # None: to be fetched from the swarm
+    bootstrap: tuple[str, ...]
+    is_new: bool  # a run that this peer starts
+
+
+def complete_manifest(config: RunConfig, options: PeerOptions, keypair: Keypair, screen: Screen) -> Manifest:
+    """A signed manifest: what the config leaves open (text, version 0) is filled in from this machine."""
+    screen.say("reading the text ...")
+    data = describe_data(
+        config.data, options.data, options.tokenizer, cache_folder(), vocab_size=config.model.vocab_size
+    )
+    layout = layout_of(meta_model(config.model))
+    screen.say(f"making version 0: {layout.numel:,} parameters ...")
+    parameters_N = initial_parameters(config.model, config.seed, layout)
+    whole = config.model_copy(update={"data": data, "genesis_digest": genesis_digest(parameters_N).hex()})
+    return sign_manifest(whole, [keypair])
+
+
+def read_config(path: Path | None) -> RunConfig | Manifest:
+    """A run's config from TOML, a finished manifest, or, without a path, what suits this machine."""
+    if path is None:
+        return preset_config("small" if torch.cuda.is_available() else "tiny")
+    try:
+        raw = path.read_bytes()
+    except OSError as error:
+        raise ConfigError(f"--config {path}: {error.strerror}") from None
+    if raw[:1] and raw[0] & 0xF0 == 0x90:  # a msgpack list: never the first byte of TOML
+        try:
+            return Manifest.from_bytes(raw)
+        except RemoteError as error:
+            raise ConfigError(f"--config {path}: not a manifest of this build: {error}") from None
+    return load_config(path)
+
+
+def enter(options: PeerOptions, screen: Screen) -> Entrance:
+    """Finds the run and the home; raises a UserError that says what to do."""
+    if options.join is not None:
+        return _enter_by_invite(Invite.parse(options.join), options)
+    resumed = options.home or (None if options.new or options.config else last_home())
+    if resumed is not None and (resumed / "run.manifest").exists() and not options.new and options.config is None:
+        home = open_home(resumed)
+        manifest = home.manifest()
+        assert manifest is not None
+        return Entrance(home, manifest.run_id, manifest, AddressBook(home.book).addresses(), is_new=False)
+    found = read_config(options.config)
+    if isinstance(found, Manifest):
+        manifest, keypair = found, None
+    else:
+        keypair = Keypair.generate()
+        manifest = complete_manifest(found, options, keypair, screen)
+    home = open_home(options.home) if options.home else open_default_home(manifest.run_id, options.name)
+    try:
+        _adopt_identity(home, keypair)
+        known = home.manifest()
+        if known is not None and known.run_id != manifest.run_id:
+            raise StateError(
+                f"{home.path} belongs to run {known.run_id}; leave out --new and --config to resume it, "
+                "or give the new run another --home"
+            )
+        home.keep_manifest(manifest)
+    except BaseException:
+        home.release()
+        raise
+    return Entrance(home, manifest.run_id, manifest, AddressBook(home.book).addresses(), is_new=known is None)
+
+
+def _adopt_identity(home: Home, keypair: Keypair | None) -> None:
+    """The key that signed a new manifest becomes the peer's, unless the home has one."""
+    path = home.path / "identity.key"
+    if keypair is not None and not path.exists():
+        path.write_bytes(keypair.to_libp2p())
+        path.chmod(0o600)
+
+
+def _enter_by_invite(invite: Invite, options: PeerOptions) -> Entrance:
+    home = open_home(options.home) if options.home else open_default_home(invite.run, options.name)
+    try:
+        manifest = home.manifest()
+        if manifest is not None and manifest.run_id != invite.run:
+            raise StateError(
+                f"{home.path} belongs to run {manifest.run_id}, the invite to run {invite.run}; use another --home"
+            )
+    except BaseException:
+        home.release()
+        raise
+    known = AddressBook(home.book).addresses()
+    return Entrance(home, invite.run, manifest, tuple(dict.fromkeys([*invite.addresses, *known])), is_new=False)
+
+
+class Peer:
+    """A peer in the making and at work. `run` returns why it ended."""
+
+    def __init__(self, options: PeerOptions, screen: Screen, stopping: Stopping) -> None:
+        self._options = options
+        self._screen = screen
+        self._stopping = stopping
+        self._handoff = Handoff()
+        self._failure: BaseException | None = None
+
+    def run(self) -> str:
+        """Starts everything, trains until told to stop, and takes everything down. Raises BarnraiseError."""
+        sys.setswitchinterval(SWITCH_INTERVAL_S)
+        device, device_reason = choose_device(self._options.device)
+        if self._options.name is not None:
+            safe_name(self._options.name)
+        entrance = enter(self._options, self._screen)
+        try:
+            keypair = entrance.home.keypair()
+            with self._network(entrance, keypair) as (thread, network):
+                return self._train(entrance, keypair, thread, network, (device, device_reason))
+        finally:
+            entrance.home.release()
+
+    # ---------------------------------------------------------------- network
+
+    @contextlib.contextmanager
+    def _network(self, entrance: Entrance, keypair: Keypair) -> Iterator[tuple[NetworkThread, Network]]:
+        options = self._options
+        any_host = "127.0.0.1" if options.local else "0.0.0.0"
+        listen = options.listen or entrance.home.listen() or (f"/ip4/{any_host}/tcp/0",)
+        joins = self._options.join is not None
+        config = NetworkConfig(
+            listen=listen,
+            announce=options.announce,
+            bootstrap=entrance.bootstrap if joins else (),
+            local=options.local,
+        )
+        thread = NetworkThread(keypair, entrance.run, config)
+        self._stopping.daemon_of(thread)
+        try:
+            network = thread.start()
+            if not joins and entrance.bootstrap:  # resuming: whoever is still there; nobody at all is fine too
+                with contextlib.suppress(NetworkError, RemoteError):
+                    thread.call(network.connect_all(entrance.bootstrap), ASK_TIMEOUT_S * 2)
+            if network.listening:
+                entrance.home.keep_listen(network.listening)
+            yield thread, network
+        finally:
+            thread.stop(3.0)
+
+    # ---------------------------------------------------------------- parts
+
+    def _train(
+        self,
+        entrance: Entrance,
+        keypair: Keypair,
+        thread: NetworkThread,
+        network: Network,
+        chosen: tuple[torch.device, str],
+    ) -> str:
+        device, device_reason = chosen
+        asker = Asker(network.transport, keypair, entrance.run)
+        manifest = entrance.manifest or thread.call(_fetch_manifest(asker, network), None)
+        entrance.home.keep_manifest(manifest)
+        entrance.home.remember_as_last()
+        config = manifest.config
+        store = BlobStore(entrance.home.blobs)
+        self._introduce(entrance, keypair, network, config, device_reason)
+        text = BackgroundWindows(lambda progress: self._open_text(config, thread, asker, store, network, progress))
+        try:
+            model = build_model(config.model, device=device)
+            layout = layout_of(model)
+            math = RunMath.of(config, layout, make_codec(config.codec))
+            optimizer = make_inner_optimizer(
+                config.inner, model.named_parameters(), device=device, prefer_torch=self._options.prefer_torch
+            )
+            self._screen.fact("optimizer", planned_optimizer(config.inner, device, True)[1])
+            precision, precision_reason = Precision.for_device(device, checkpointing=device.type == "cuda")
+            inner = InnerTrainer(model, optimizer, device, clip_norm=config.inner.clip_norm, precision=precision)
+            inner.micro_batch, batch_reason = choose_micro_batch(
+                inner, config.data.sequence_length, config.model.vocab_size, config.inner.batch_windows
+            )
+            self._screen.fact("precision", precision_reason)
+            self._screen.fact("micro-batch", batch_reason)
+            replica = Replica(math, keypair.peer_id, entrance.run, store, Generations(entrance.home.state))
+            theta_N, saved_optimizer = self._begin(replica, config, layout, (thread, asker, network))
+            windows = self._wait_for_text(text)
+            checkpoints = Checkpoints(
+                entrance.home.checkpoints, entrance.run, config, layout, _tokenizer_json(config, self._options)
+            )
+            trainer = Trainer(
+                config,
+                replica,
+                inner,
+                windows,
+                self._handoff,
+                lambda contribution: seal_message(keypair, entrance.run, contribution),
+                checkpoints,
+            )
+            trainer.load(theta_N, saved_optimizer)
+            node = self._node(entrance, manifest, replica, (store, network, asker), checkpoints)
+            return self._work(trainer, node, thread, replica)
+        finally:
+            text.close()
+
+    def _open_text(
+        self,
+        config: RunConfig,
+        thread: NetworkThread,
+        asker: Asker,
+        store: BlobStore,
+        network: Network,
+        progress: object,
+    ) -> Windows:
+        """In the text's own thread. The embedded text is served to those whose Python has another one."""
+
+        def fetch_blob(root: Digest) -> bytes:
+            fetcher = Fetcher(asker, store)
+            thread.call(_fetch_from_known(fetcher, network, root), None)
+            return store.read(root, check=True)
+
+        windows = open_windows(
+            config.data,
+            self._options.data,
+            self._options.tokenizer,
+            cache_folder(),
+            fetch_blob=fetch_blob,
+            progress=progress,  # type: ignore[arg-type]
+            vocab_size=config.model.vocab_size,
+        )
+        if config.data.kind == "embedded":
+            root = Digest.from_hex(config.data.sources[0].digest)
+            store.serve_file(root, embedded_path(cache_folder(), root))
+        return windows
+
+    def _wait_for_text(self, text: BackgroundWindows) -> Windows:
+        shown = ""
+        while not text.done:
+            fraction, what = text.progress
+            line = f"{what}: {100 * fraction:.0f} %"
+            if line != shown:
+                self._screen.live(line)
+                shown = line
+            time.sleep(0.05)
+        windows = text.result()
+        tokens = ", ".join(f"{name} {count:,}" for name, count in sorted(windows.tokens_by_source.items())[:6])
+        self._screen.fact("text", f"{windows.num_windows:,} windows; tokens: {tokens}")
+        for fault in windows.faults[:3]:
+            self._screen.say(f"  text: {fault}")
+        return windows
+
+    def _begin(
+        self,
+        replica: Replica,
+        config: RunConfig,
+        layout: ModelLayout,
+        network: tuple[NetworkThread, Asker, Network],
+    ) -> tuple[Tensor, bytes | None]:
+        """Theta and the optimizer's state: from disk, from the manifest's seed, or from the swarm."""
+        optimizer: list[bytes | None] = [None]
+
+        def restore(saved: object) -> Tensor:
+            theta_N = replica.restore(saved)  # type: ignore[arg-type]
+            root = saved.optimizer  # type: ignore[attr-defined]
+            optimizer[0] = None if root is None else replica.store.read(root, check=True)
+            return theta_N
+
+        theta_N = replica.generations.load(restore, lambda line: self._screen.say(line, style="yellow"))
+        if theta_N is not None:
+            chain = replica.present.state.chain
+            self._screen.fact("resumes", f"version {chain.version}, {chain.tokens:,} tokens, head {chain.head}")
+        else:
+            theta_N = self._begin_afresh(replica, config, layout, network)
+        replica.incarnation = max(replica.incarnation + 1, int(time.time()))
+        replica.save(theta_N, optimizer[0])
+        return theta_N, optimizer[0]
+
+    def _begin_afresh(
+        self,
+        replica: Replica,
+        config: RunConfig,
+        layout: ModelLayout,
+        network: tuple[NetworkThread, Asker, Network],
+    ) -> Tensor:
+        parameters_N = initial_parameters(config.model, config.seed, layout)
+        if genesis_digest(parameters_N).hex() == config.genesis_digest:
+            replica.begin(genesis_state(replica.math, replica.run, parameters_N))
+        else:
+            self._screen.say("this machine's random numbers give another version 0; fetching the swarm's state")
+            thread, asker, net = network
+            record = thread.call(_fetch_state(asker, net, Fetcher(asker, replica.store)), None)
+            replica.begin_from(record)
+        return replica.present.state.anchor_N
+
+    def _node(
+        self,
+        entrance: Entrance,
+        manifest: Manifest,
+        replica: Replica,
+        network_parts: tuple[BlobStore, Network, Asker],
+        checkpoints: Checkpoints,
+    ) -> Node:
+        from peer.serve import Server
+
+        store, network, asker = network_parts
+        me = Self(
+            peer=replica.author,
+            name=self._options.name or entrance.home.path.name[:40],
+            device=_device_name(self._options.device),
+            incarnation=replica.incarnation,
+        )
+        server = Server(asker.keypair, entrance.run, manifest.to_bytes(), store)
+        server.state, server.log = replica.present.record, replica.log
+        server.checkpoints = {kept.record.version: kept for kept in checkpoints.load(store)}
+
+        def open_contribution(sealed: bytes) -> Contribution:
+            from swarm.messages import open_as
+
+            contribution: Contribution = open_as(Contribution, sealed, run=entrance.run)
+            return contribution
+
+        present = replica.present
+        participant = Participant(
+            me, manifest.config, present.state.chain, record_digest(present.record), open_contribution, replica.view
+        )
+        for seq in replica.pending:
+            participant.restore(*replica.contributions[seq])
+
+        def check_blob(contribution: Contribution, blob: bytes) -> None:
+            check_contribution(replica.math, _as_entry(contribution), blob)
+
+        parts = NodeParts(
+            participant=participant,
+            network=network,
+            server=server,
+            store=store,
+            asker=asker,
+            handoff=self._handoff,
+            book=AddressBook(entrance.home.book),
+            check_blob=check_blob,
+            record_event=self._screen.record,
+            lease_windows=manifest.config.lease_windows,
+        )
+        return Node(parts, replica.chains)
+
+    # ---------------------------------------------------------------- at work
+
+    def _work(self, trainer: Trainer, node: Node, thread: NetworkThread, replica: Replica) -> str:
+        me = node.participant.me
+        started = PeerStarted(me.peer, me.name, me.device, replica.present.state.chain.version)
+
+        def ended(error: BaseException | None) -> None:
+            if error is not None and self._failure is None:
+                self._failure = error
+                self._handoff.stop("the network failed")
+
+        thread.run_in_background(node.run(started), ended)
+        watch = asyncio.run_coroutine_threadsafe(self._watch(node), thread.loop)
+        self._stopping.train(self._handoff)
+        try:
+            reason = trainer.run()
+        finally:
+            watch.cancel()
+            thread.loop.call_soon_threadsafe(node.leave)
+            thread.wait_background(2.0)
+        if self._failure is not None:
+            raise self._failure if isinstance(self._failure, BarnraiseError) else StateError(repr(self._failure))
+        return reason
+
+    async def _watch(self, node: Node) -> None:
+        """Keeps the last line of the screen, and leaves after the version asked for."""
+        lingering_since = None
+        while True:
+            await asyncio.sleep(0.5)
+            status = node.participant.figures
+            version = node.participant.chain.version
+            waits = node.participant.waits_for or f"training, {status.steps_since_cut} steps into the round"
+            self._screen.live(f"version {version}  {status.tokens_per_s:,.0f} tokens/s  {waits}")
+            if self._options.rounds is not None and version >= self._options.rounds:
+                lingering_since = lingering_since or time.monotonic()
+                if not node.others_behind() or time.monotonic() - lingering_since > LINGER_S:
+                    self._handoff.stop(f"version {version} is reached")
+                    return
+
+    def _introduce(
+        self, entrance: Entrance, keypair: Keypair, network: Network, config: RunConfig, device_reason: str
+    ) -> None:
+        screen, addresses = self._screen, network.addresses
+        screen.say(f"Barnraise: run {config.name} ({entrance.run})", style="bold")
+        if entrance.home.note:
+            screen.say(f"  {entrance.home.note}", style="yellow")
+        screen.fact("peer", keypair.peer_id.base58)
+        screen.fact("home", str(entrance.home.path))
+        screen.fact("device", device_reason)
+        model = config.model
+        screen.fact("model", f"{model.family}, {model.num_layers} layers of {model.hidden_size}")
+        if addresses:
+            invite = Invite(entrance.run, addresses[:MAX_INVITE_ADDRESSES])
+            screen.fact("reachable", ", ".join(address.split("/p2p/")[0] for address in addresses))
+            screen.say("")
+            screen.say("To join this run from another machine or terminal:" if not self._options.local else "To join:")
+            screen.say(f"  python run_peer.py --join {invite.encode()}" + (" --local" if self._options.local else ""))
+            screen.say("To watch it:")
+            screen.say(f"  barnraise monitor {invite.encode()}")
+            screen.say("")
+        else:
+            screen.fact(
+                "reachable", "by nobody: this peer dials out; it can train, and others fetch through those it reaches"
+            )
+
+
+async def _fetch_manifest(asker: Asker, network: Network) -> Manifest:
+    """The manifest of the run, from whoever was reached; its digest must be the run id of the invite."""
+    reasons = []
+    for peer in tuple(network.transport.known):
+        try:
+            answer = await asker.ask(peer, GetManifest(), timeout_s=ASK_TIMEOUT_S)
+            if not isinstance(answer, ManifestBytes):
+                raise ConfigError(f"{peer} answered with a {type(answer).__name__}")
+            manifest = Manifest.from_bytes(answer.manifest)
+        except (NetworkError, RemoteError, ConfigError) as error:
+            reasons.append(f"{peer}: {error}")
+            continue
+        if manifest.run_id == asker.run:
+            return manifest
+        reasons.append(f"{peer}: its manifest is of run {manifest.run_id}")
+    raise Unreachable(f"nobody has the manifest of run {asker.run}: " + ("; ".join(reasons) or "nobody was reached"))
+
+
+async def _fetch_from_known(fetcher: Fetcher, network: Network, root: Digest) -> None:
+    await fetcher.fetch(root, tuple(network.transport.known))
+
+
+async def _fetch_state(asker: Asker, network: Network, fetcher: Fetcher) -> StateRecord:
+    """The newest state that anyone known reports, with its blobs in the store."""
+    found: dict[PeerId, StateRecord] = {}
+    for peer in tuple(network.transport.known):
+        with contextlib.suppress(NetworkError, RemoteError):
+            answer = await asker.ask(peer, GetState(), timeout_s=ASK_TIMEOUT_S)
+            if isinstance(answer, StateRecord):
+                found[peer] = answer
+    if not found:
+        raise Unreachable("nobody known has a state to begin from")
+    best = max(found.values(), key=lambda record: record.chain.key)
+    holders = [peer for peer, record in found.items() if record == best]
+    for unit in best.units:
+        await fetcher.fetch(unit.root, holders, unit.num_bytes)
+    return best
+
+
+def _tokenizer_json(config: RunConfig, options: PeerOptions) -> bytes | None:
+    if config.data.tokenizer == "bytes":
+        return None
+    if options.tokenizer is None:
+        raise DataError("this run uses a tokenizer.json; name yours with --tokenizer")
+    return options.tokenizer.read_bytes()
+
+
+def _device_name(requested: str | None) -> str:
+    device, _ = choose_device(requested)
+    return describe_device(device)[:60]
+
+
+def _as_entry(contribution: Contribution) -> Entry:
+    return Entry(
+        author=contribution.author,
+        seq=contribution.seq,
+        incarnation=contribution.incarnation,
+        root=contribution.root,
+        first_unit=contribution.first_unit,
+        end_unit=contribution.end_unit,
+        tokens=contribution.tokens,
+        steps=contribution.steps,
+    )

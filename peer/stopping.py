@@ -1,0 +1,59 @@
+"""Ctrl+C and SIGTERM: say goodbye, save, exit 0 within five seconds; a second one exits at once.
+
+Signals arrive in the main thread, between two bytecodes. While a peer starts, the first one interrupts whatever it does;
+while it trains, it asks the trainer to stop, and a timer makes sure that the process is gone in time: a save that takes
+longer is abandoned, and the generation before it stands.
+"""
+
+from __future__ import annotations
+
+import os
+import signal
+import threading
+from types import FrameType
+from typing import Final
+
+from peer.handoff import Handoff
+from peer.network_thread import NetworkThread
+
+GRACE_S: Final = 4.5  # of the five seconds that are promised; the rest is for the process to go
+
+
+class Stopping:
+    """Installed once by the command line, in the main thread."""
+
+    def __init__(self) -> None:
+        self._handoff: Handoff | None = None
+        self._thread: NetworkThread | None = None
+        self.signalled = False
+
+    def install(self) -> None:
+        for number in (signal.SIGINT, signal.SIGTERM):
+            signal.signal(number, self._on_signal)
+
+    def daemon_of(self, thread: NetworkThread) -> None:
+        """The network whose daemon must not outlive us."""
+        self._thread = thread
+
+    def train(self, handoff: Handoff) -> None:
+        """From now on a signal asks the trainer to stop."""
+        self._handoff = handoff
+        if self.signalled:
+            handoff.stop("asked to stop")
+
+    def _on_signal(self, number: int, frame: FrameType | None) -> None:
+        if self.signalled:
+            self._leave_at_once(1)
+        self.signalled = True
+        timer = threading.Timer(GRACE_S, self._leave_at_once, args=(0,))
+        timer.daemon = True
+        timer.start()
+        if self._handoff is None:
+            raise KeyboardInterrupt
+        self._handoff.stop("asked to stop")
+
+    def _leave_at_once(self, code: int) -> None:
+        # The daemon has a parent-death signal; its socket folder is all that could stay behind.
+        if self._thread is not None:
+            self._thread.remove_sockets()
+        os._exit(code)
