@@ -292,7 +292,7 @@ class Collector:
         addresses = _addresses_of(status)
         if addresses:
             self._follow_soon(status.peer, addresses)
-        if now_s - self._stored_at_s.get(status.peer, 0.0) >= STORE_STATUS_S:
+        if status.peer not in self._stored_at_s or now_s - self._stored_at_s[status.peer] >= STORE_STATUS_S:
             self._stored_at_s[status.peer] = now_s
             self._archive.put_status(status.peer, status.beat, sealed, now_s)
             self._archive.note_addresses(status.peer, addresses, now_s)

@@ -24,16 +24,20 @@ class Watch:
     """A collector at work, with the view it makes."""
 
     def __init__(self, swarm: FakeSwarm, path: Path) -> None:
+        self._since_s = 1e6 * (1 + path.exists())  # trio's clock begins anew with each run, the wall clock does not
         self.view = SwarmView(RUN)
         self.archive = Archive(path, RUN)
         transport = swarm.transport()
-        self.collector = Collector(transport, RUN, self.archive, self._take, trio.current_time, transport.keypair)
+        self.collector = Collector(transport, RUN, self.archive, self._take, self.wall_s, transport.keypair)
 
     def _take(self, item: Any) -> None:
         self.view = fold(self.view, item)
 
     def now(self) -> Summary:
-        return summarize(self.view, trio.current_time())
+        return summarize(self.view, self.wall_s())
+
+    def wall_s(self) -> float:
+        return self._since_s + trio.current_time()
 
     def live(self) -> set[str]:
         return {row.seen.status.name for row in self.now().rows if row.is_live}
