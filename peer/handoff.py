@@ -80,7 +80,6 @@ class Progress:
     heldout_loss: float | None = None
     heldout_version: int = 0
     time: TimeSplit = field(default_factory=TimeSplit)
-    waits_for: str = ""
 
 
 @dataclass(frozen=True, slots=True)

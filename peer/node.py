@@ -279,7 +279,6 @@ class Node:
                     checkpoint_version=self._checkpoint_version,
                     addresses=network.addresses[:8],
                     time=progress.time,
-                    waits_for=progress.waits_for,
                 )
             )
         )

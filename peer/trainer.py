@@ -100,23 +100,33 @@ class Trainer:
 
     def run(self) -> str:
         """Trains until an order to stop; returns its reason."""
+        self.begin()
+        while (stop := self.turn(IDLE_WAIT_S)) is None:
+            pass
+        self._save()
+        self._handoff.report(TrainerEnded(stop.reason))
+        return stop.reason
+
+    def begin(self) -> None:
+        """What the version it starts from brings: its evaluation and checkpoint. Before the first turn."""
         self._reach_version()
-        while True:
-            step_due = self._may_step()
-            order = self._handoff.next_order(0.0 if step_due or self._must_cut() else IDLE_WAIT_S)
-            if isinstance(order, Stop):
-                self._save()
-                self._handoff.report(TrainerEnded(order.reason))
-                return order.reason
-            if order is not None:
-                self._carry_out(order)
-            elif self._must_cut():
-                self._cut()
-            elif step_due:
-                self._step()
-            else:
-                self._clocks.spend("wait_s", IDLE_WAIT_S)
-                self._report(waits_for="")
+
+    def turn(self, wait_s: float) -> Stop | None:
+        """One pass of the loop: an order, a cut, an inner step, or a wait of at most `wait_s`; returns an order to stop."""
+        step_due = self._may_step()
+        order = self._handoff.next_order(0.0 if step_due or self._must_cut() else wait_s)
+        if isinstance(order, Stop):
+            return order
+        if order is not None:
+            self._carry_out(order)
+        elif self._must_cut():
+            self._cut()
+        elif step_due:
+            self._step()
+        else:
+            self._clocks.spend("wait_s", wait_s)
+            self._report()
+        return None
 
     def _carry_out(self, order: Order) -> None:
         match order:
@@ -131,7 +141,7 @@ class Trainer:
             case AdoptState(record, keep):
                 self._move(lambda theta_N: self._replica.adopt(record, theta_N, keep_progress=keep), True)
             case Stop():
-                raise LocalError("a stop is handled by the loop")
+                raise LocalError("a stop is handled by `turn`")
 
     # ---------------------------------------------------------------- inner steps
 
@@ -176,7 +186,7 @@ class Trainer:
             self._handoff.report(StepDropped(f"loss {result.loss}, gradient norm {result.grad_norm}: not applied"))
         self._recent = [*self._recent, (time.monotonic(), result.num_tokens)][-_RATE_STEPS:]
         self._progress = replace(self._progress, train_loss=result.loss if result.applied else None)
-        self._report(waits_for="")
+        self._report()
 
     # ---------------------------------------------------------------- cuts and heads
 
@@ -207,7 +217,7 @@ class Trainer:
         self._clocks.cut_at_s = time.monotonic()
         self._clocks.spend("encode_s", self._clocks.cut_at_s - started)
         self._handoff.report(CutDone(contribution, sealed))
-        self._report(waits_for="")
+        self._report()
 
     def _move(self, move: Callable[[Tensor], ledger.Moved], caught_up: bool) -> None:
         """HEAD, whatever the reason: on disk before the network hears of it."""
@@ -239,7 +249,7 @@ class Trainer:
             )
         )
         self._reach_version()
-        self._report(waits_for="")
+        self._report()
         self._clocks = _Clocks(TimeSplit(), self._clocks.cut_at_s)
 
     def _reach_version(self) -> None:
@@ -284,7 +294,7 @@ class Trainer:
         optimizer = save_safetensors({name: one.contiguous() for name, one in state.items()}) if state else None
         self._replica.save(self._theta() if theta_N is None else theta_N, optimizer)
 
-    def _report(self, waits_for: str) -> None:
+    def _report(self) -> None:
         work = self._replica.work
         self._progress = replace(
             self._progress,
@@ -292,7 +302,6 @@ class Trainer:
             steps_since_cut=work.steps,
             tokens_per_s=self._tokens_per_s(),
             time=self._clocks.split,
-            waits_for=waits_for,
         )
         self._handoff.report(self._progress)
 
