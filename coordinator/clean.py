@@ -32,4 +32,5 @@ def clean(text: str, limit: int = MAX_LETTERS) -> str:
     text = _SEQUENCES.sub("", text[: 4 * limit])
     text = unicodedata.normalize("NFC", " ".join(text.split()))
     text = "".join(letter for letter in text if unicodedata.category(letter) not in _HIDDEN)
+    text = " ".join(text.split())
     return text if len(text) <= limit else text[: limit - 1] + "…"

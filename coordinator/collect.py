@@ -53,6 +53,7 @@ PENALTY_S: Final = 5.0  # after wrong bytes, doubled with each further time
 MAX_PENALTY_S: Final = 300.0
 MAX_EVENT_PAGES: Final = 8  # in one poll
 MAX_KNOCKS: Final = 64  # addresses of the book tried in one go
+GIVE_UP_AFTER_KNOCKS: Final = 3
 SURVEY_S: Final = 5.0
 STORE_STATUS_S: Final = 5.0  # the archive is told of a peer's status so often
 _MAX_CHECKED: Final = 16_384  # sealed statuses whose signatures were verified lately, by digest
@@ -103,6 +104,7 @@ class Collector:
         self._total = 0  # peers that the swarm has, as told last
         self._polled = trio.Event()  # replaced after each poll
         self.reached = trio.Event()  # set once a first peer has answered
+        self.gave_up = trio.Event()  # set when the first dials were all in vain; they go on all the same
         self.tried: dict[str, str] = {}  # address -> why it was of no use
 
     async def run(self, addresses: Iterable[str]) -> None:
@@ -132,13 +134,16 @@ class Collector:
 
     async def _knock(self, addresses: tuple[str, ...]) -> None:
         """Dials addresses, all at once and again, until somebody answered; and whenever nobody does any more."""
-        pause_s = 1.0
+        pause_s, rounds = 1.0, 0
         while True:
             if all(target.failures for target in self._targets.values()):
+                rounds += 1
                 book = dict.fromkeys([*addresses, *self._archive.address_book()[:MAX_KNOCKS]])
                 async with trio.open_nursery() as nursery:
                     for address in book:
                         nursery.start_soon(self._knock_at, address)
+                if rounds == GIVE_UP_AFTER_KNOCKS and not self.reached.is_set():
+                    self.gave_up.set()
                 pause_s = min(LATER_S, pause_s * 1.5)
             await trio.sleep(pause_s)
 

@@ -233,6 +233,7 @@ def _name(view: SwarmView, peer: PeerId) -> str:
 
 def _with_note(view: SwarmView, at_s: float, text: str, teller: PeerId) -> SwarmView:
     """One more line of news, unless it is in the list already, told by another peer a moment ago."""
+    text = text.rstrip(": ")
     for index, note in enumerate(view.notes):
         if note.text == text and abs(note.at_s - at_s) <= SAME_NOTE_S:
             merged = replace(note, tellers=note.tellers | {teller})

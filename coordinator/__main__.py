@@ -1,0 +1,5 @@
+"""`python -m coordinator monitor ...`"""
+
+from coordinator.cli import main
+
+main()

@@ -1,0 +1,148 @@
+"""The maintainer's commands: monitor, status, pull. A mistake is one line on stderr and exit code 2."""
+
+from __future__ import annotations
+
+import sys
+from collections.abc import Awaitable, Callable
+from pathlib import Path
+from typing import Annotated, Final, NoReturn
+
+import typer
+
+from swarm.errors import BarnraiseError, LocalError
+
+app = typer.Typer(
+    add_completion=False,
+    no_args_is_help=True,
+    pretty_exceptions_enable=False,
+    rich_markup_mode=None,
+    help="Watch a run and pull its checkpoints. Light: needs neither a GPU nor torch, and nobody depends on it.",
+)
+
+_HomeOption = Annotated[
+    Path | None, typer.Option("--home", help="Folder for history and key. Default: one a run, in your data folder.")
+]
+_InviteArgument = Annotated[
+    str | None, typer.Argument(help="The run's invite; not needed when the run was watched before.")
+]
+_InviteOption = Annotated[str | None, typer.Option("--invite", help="The same as INVITE.")]
+_OnceOption = Annotated[bool, typer.Option("--once", help="Look once, print, end.")]
+_JsonOption = Annotated[bool, typer.Option("--json", help="Print JSON; its keys are stable.")]
+# \b keeps the lines of an example apart
+_MONITOR_EXAMPLES: Final = """\b
+Examples:
+  barnraise monitor INVITE          watch a run for the first time
+  barnraise monitor                 the run watched last, from its address book
+  barnraise monitor > run.log       a line every 5 s and the news
+  barnraise monitor --json          a JSON object a line, every 5 s"""
+_STATUS_EXAMPLES: Final = """\b
+Examples:
+  barnraise status INVITE
+  barnraise status --json | jq '.version, .digests_equal'"""
+_PULL_EXAMPLES: Final = """\b
+Examples:
+  barnraise pull ./model INVITE             the newest checkpoint
+  barnraise pull ./at-512 --version 512     a certain one of the run watched last"""
+_FAILED: Final = 2
+_INTERRUPTED: Final = 130
+
+
+def _fail(error: BaseException) -> NoReturn:
+    sys.stderr.write(f"error: {error}\n")
+    raise typer.Exit(_FAILED)
+
+
+def _run(job: Callable[[], Awaitable[None]]) -> bool:
+    """Runs a program until it ends or is interrupted (False); what it raises becomes one line."""
+    from coordinator.groups import first_of
+    from coordinator.screen import run_until_signal
+
+    try:
+        return run_until_signal(job)
+    except (BarnraiseError, ExceptionGroup) as error:
+        found = first_of(BarnraiseError, error)
+        if found is None or isinstance(found, LocalError):
+            raise
+        _fail(found)
+
+
+@app.command(epilog=_MONITOR_EXAMPLES)
+def monitor(
+    invite: _InviteArgument = None,
+    invite_option: _InviteOption = None,
+    home: _HomeOption = None,
+    once: _OnceOption = False,
+    is_json: _JsonOption = False,
+) -> None:
+    """Show a run as it goes: a dashboard on a terminal, a line every 5 s elsewhere. Ctrl+C ends it and harms nothing."""
+    _show(invite or invite_option, home, is_once=once, is_json=is_json)
+
+
+@app.command(epilog=_STATUS_EXAMPLES)
+def status(
+    invite: _InviteArgument = None,
+    invite_option: _InviteOption = None,
+    home: _HomeOption = None,
+    once: Annotated[bool, typer.Option("--once", help="Accepted and implied: status always looks once.")] = True,
+    is_json: _JsonOption = False,
+) -> None:
+    """Look at a run once: who is there, where it stands, whether all agree."""
+    _show(invite or invite_option, home, is_once=True, is_json=is_json)
+
+
+@app.command(epilog=_PULL_EXAMPLES)
+def pull(
+    out_dir: Annotated[Path, typer.Argument(help="An empty directory, or one with an earlier try.")],
+    invite: _InviteArgument = None,
+    invite_option: _InviteOption = None,
+    home: _HomeOption = None,
+    version: Annotated[
+        int | None, typer.Option("--version", min=0, help="A kept version. Default: the newest.")
+    ] = None,
+) -> None:
+    """Fetch a checkpoint from the peers, verified chunk by chunk; run it again to go on after a break."""
+    from rich.console import Console
+
+    from coordinator.home import open_home
+    from coordinator.screen import pull_to, pulled_text
+
+    try:
+        opened = open_home(invite or invite_option, home)
+    except BarnraiseError as error:
+        _fail(error)
+
+    async def job() -> None:
+        pulled = await pull_to(opened, out_dir, version, Console())
+        sys.stdout.write(pulled_text(pulled) + "\n")
+
+    if not _run(job):
+        sys.stderr.write("stopped; what has come is kept, pull again to go on\n")
+        raise typer.Exit(_INTERRUPTED)
+
+
+def _show(invite: str | None, home: Path | None, *, is_once: bool, is_json: bool) -> None:
+    from rich.console import Console
+
+    from coordinator.home import open_home
+    from coordinator.screen import FALLBACK_WIDTH, show_always, show_once
+
+    console = Console()
+    if not console.is_terminal:
+        console = Console(width=FALLBACK_WIDTH)
+    try:
+        opened = open_home(invite, home)
+    except BarnraiseError as error:
+        _fail(error)
+
+    async def job() -> None:
+        if is_once:
+            await show_once(opened, console, is_json=is_json)
+        else:
+            await show_always(opened, console, is_json=is_json)
+
+    _run(job)
+
+
+def main() -> None:
+    """The entry point of `python -m coordinator`."""
+    app()

@@ -1,0 +1,146 @@
+"""What `monitor`, `status` and `pull` do: trio programs around a `Watch` that end by themselves or at a signal.
+
+Ctrl+C or SIGTERM cancels everything at once; a second one ends the process. Nothing is left behind: no process was started.
+"""
+
+from __future__ import annotations
+
+import json
+import signal
+import sys
+from collections.abc import Awaitable, Callable
+from pathlib import Path
+from typing import Final
+
+import trio
+from rich.console import Console
+from rich.live import Live
+from rich.progress import BarColumn, DownloadColumn, Progress, TextColumn, TransferSpeedColumn
+
+from coordinator.clean import clean
+from coordinator.dashboard import clock, draw, plain_line
+from coordinator.home import Home
+from coordinator.pull import Pulled, pull
+from coordinator.summary import Summary, as_json
+from coordinator.watch import Watch, watching
+
+REDRAW_S: Final = 0.5
+PLAIN_S: Final = 5.0
+FALLBACK_WIDTH: Final = 110
+
+
+def run_until_signal(job: Callable[[], Awaitable[None]]) -> bool:
+    """Runs a trio program; returns False when a signal ended it."""
+    interrupted = False
+
+    async def main() -> None:
+        async with trio.open_nursery() as nursery:
+
+            async def wait_for_signal() -> None:
+                nonlocal interrupted
+                with trio.open_signal_receiver(signal.SIGINT, signal.SIGTERM) as signals:
+                    async for _ in signals:
+                        interrupted = True
+                        break  # a second signal finds the default handler, which ends the process
+                nursery.cancel_scope.cancel()
+
+            nursery.start_soon(wait_for_signal)
+            await job()
+            nursery.cancel_scope.cancel()
+
+    trio.run(main)
+    return not interrupted
+
+
+def print_summary(console: Console, summary: Summary, *, is_json: bool) -> None:
+    """One look, as text or as JSON."""
+    if is_json:
+        sys.stdout.write(json.dumps(as_json(summary)) + "\n")
+        sys.stdout.flush()
+    else:
+        console.print(draw(summary, console.width, None))
+
+
+async def show_once(home: Home, console: Console, *, is_json: bool) -> None:
+    """Looks at the swarm once."""
+    async with watching(home) as watch:
+        await watch.settled()
+        print_summary(console, watch.summary(), is_json=is_json)
+
+
+async def show_always(home: Home, console: Console, *, is_json: bool) -> None:
+    """Shows the swarm until it is cancelled: full screen on a terminal, lines otherwise."""
+    async with watching(home) as watch:
+        await watch.settled()
+        if console.is_terminal and not is_json:
+            await _draw_always(watch, console)
+        else:
+            await _print_always(watch, console, is_json=is_json)
+
+
+async def _draw_always(watch: Watch, console: Console) -> None:
+    def picture() -> object:
+        return draw(watch.summary(), console.width, console.height)
+
+    try:
+        with Live(picture(), console=console, screen=True, auto_refresh=False) as live:  # type: ignore[arg-type]
+            while True:
+                await trio.sleep(REDRAW_S)
+                live.update(picture(), refresh=True)  # type: ignore[arg-type]
+    finally:
+        console.print(plain_line(watch.summary()), markup=False, highlight=False)
+
+
+async def _print_always(watch: Watch, console: Console, *, is_json: bool) -> None:
+    told: set[tuple[float, str]] = set()
+    while True:
+        summary = watch.summary()
+        if is_json:
+            print_summary(console, summary, is_json=True)
+        else:
+            news = [(at_s, text) for at_s, text, _ in summary.notes if (at_s, text) not in told]
+            told = {(at_s, text) for at_s, text, _ in summary.notes}
+            for at_s, text in news:
+                console.print(f"{clock(at_s)} {text}", markup=False, highlight=False, soft_wrap=True)
+            console.print(plain_line(summary), markup=False, highlight=False, soft_wrap=True)
+        await trio.sleep(PLAIN_S)
+
+
+async def pull_to(home: Home, out_dir: Path, version: int | None, console: Console) -> Pulled:
+    """Pulls a checkpoint with a progress display."""
+    async with watching(home) as watch:
+        await watch.settled()
+        columns = (TextColumn("{task.description}", markup=False), BarColumn(), DownloadColumn(), TransferSpeedColumn())
+        with Progress(*columns, console=console, disable=not console.is_terminal) as progress:
+            task = progress.add_task("asking for checkpoints", total=None)
+
+            def show(had: int, total: int, name: str) -> None:
+                progress.update(task, completed=had, total=total, description=clean(name, 40))
+
+            return await pull(
+                watch.transport,
+                home.keypair,
+                home.run,
+                watch.live(),
+                out_dir,
+                version=version,
+                on_progress=show,
+            )
+
+
+def pulled_text(pulled: Pulled) -> str:
+    """What was pulled and how to load it."""
+    record = pulled.record
+    lines = [
+        f"version {record.version} ({record.tokens} tokens) in {pulled.directory}: {len(record.files)} files, "
+        f"{pulled.num_bytes} bytes, of which {pulled.fetched_bytes} came now, from {len(pulled.holders)} peers"
+    ]
+    if record.evaluation is not None and pulled.loss_spread is not None:
+        low, high = pulled.loss_spread
+        spread = f" (peers measured {low:.4f} to {high:.4f})" if high > low else ""
+        lines.append(f"held-out loss {record.evaluation.loss:.4f} on {len(record.evaluation.windows)} windows{spread}")
+    for peer, count in sorted(pulled.wrong_chunks.items()):
+        lines.append(f"{peer} sent {count} wrong chunks, which were fetched elsewhere")
+    lines.append("load it with:")
+    lines.append(f'  AutoModelForCausalLM.from_pretrained("{pulled.directory}")')
+    return "\n".join(lines)

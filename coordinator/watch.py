@@ -1,0 +1,89 @@
+"""A monitor at work, without a screen: transport, archive and collector together, and the view that they make.
+
+    watching -> nursery -> Collector.run (which folds what it learns into `Watch.view`)
+
+`view` is replaced whole, and only by the collector's tasks; whoever draws reads it between two checkpoints.
+"""
+
+from __future__ import annotations
+
+import time
+from collections.abc import AsyncIterator
+from contextlib import asynccontextmanager, closing
+from typing import Final
+
+import trio
+
+from coordinator.archive import Archive
+from coordinator.collect import Collector, Item
+from coordinator.home import Home
+from coordinator.net import Libp2pTransport, open_transport
+from coordinator.summary import Summary, summarize
+from coordinator.view import SwarmView, fold
+from swarm.errors import Unreachable
+from swarm.identity import PeerId
+
+FIRST_ANSWER_S: Final = 15.0  # at most; less when every address has refused a few times
+SETTLE_S: Final = 4.0  # after the first answer, for the others that it told of
+
+
+class Watch:
+    """What is known of a swarm, kept up to date."""
+
+    def __init__(self, home: Home, transport: Libp2pTransport, archive: Archive) -> None:
+        self.home = home
+        self.transport = transport
+        self.view = SwarmView(home.run)
+        self.collector = Collector(transport, home.run, archive, self._take, time.time, home.keypair)
+
+    def _take(self, item: Item) -> None:
+        self.view = fold(self.view, item)
+
+    def summary(self) -> Summary:
+        """The swarm now."""
+        return summarize(self.view, time.time())
+
+    def live(self) -> list[PeerId]:
+        """The peers that are there now."""
+        now_s = time.time()
+        return [peer for peer, seen in self.view.peers.items() if seen.is_live(now_s)]
+
+    async def first_answer(self) -> None:
+        """Returns once a peer has answered. Raises Unreachable with the addresses that were tried."""
+        with trio.move_on_after(FIRST_ANSWER_S):
+            async with trio.open_nursery() as nursery:
+                nursery.start_soon(_cancel_after, self.collector.gave_up, nursery.cancel_scope)
+                await self.collector.reached.wait()
+                nursery.cancel_scope.cancel()
+        if self.collector.reached.is_set():
+            return
+        tried = [f"{address} ({reason})" for address, reason in sorted(self.collector.tried.items())]
+        if not tried:
+            raise Unreachable("nobody is reachable: no address is known; ask a peer of the run for a new invite")
+        more = f" and {len(tried) - 4} more" if len(tried) > 4 else ""
+        raise Unreachable(
+            f"nobody is reachable at {', '.join(tried[:4])}{more}; ask a peer of the run for a new invite"
+        )
+
+    async def settled(self) -> None:
+        """Returns once a peer has answered and those it told of were asked too, or were given their time."""
+        await self.first_answer()
+        with trio.move_on_after(SETTLE_S):
+            await self.collector.settled()
+
+
+async def _cancel_after(event: trio.Event, scope: trio.CancelScope) -> None:
+    await event.wait()
+    scope.cancel()
+
+
+@asynccontextmanager
+async def watching(home: Home) -> AsyncIterator[Watch]:
+    """Watches a run for as long as the block lasts."""
+    with closing(Archive(home.history, home.run)) as archive:
+        async with open_transport(home.keypair) as transport:
+            watch = Watch(home, transport, archive)
+            async with trio.open_nursery() as nursery:
+                nursery.start_soon(watch.collector.run, home.addresses)
+                yield watch
+                nursery.cancel_scope.cancel()

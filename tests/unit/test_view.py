@@ -1,0 +1,221 @@
+"""The view: a pure fold in which no single peer can speak for the swarm and no text can touch the terminal."""
+
+from __future__ import annotations
+
+import unicodedata
+from dataclasses import replace
+from typing import Any
+
+from hypothesis import given
+from hypothesis import strategies as st
+
+from coordinator.clean import clean
+from coordinator.summary import Summary, as_json, summarize
+from coordinator.view import LIVE_S, MAX_NOTES, MAX_ROUNDS, Happened, Seen, SwarmView, Trouble, fold
+from swarm.digest import Digest
+from swarm.events import Evaluated, Event, PeerJoined, PeerLeft, RoundCommitted
+from swarm.identity import PeerId
+from swarm.messages import Activity, PeerStatus
+from tests.unit.fake_swarm import RUN, a_digest, a_status
+
+PEERS = [PeerId(bytes([number]) * 32) for number in range(1, 9)]
+NOW = 1_000_000.0
+
+
+def view_of(*items: Any) -> SwarmView:
+    view = SwarmView(RUN)
+    for item in items:
+        view = fold(view, item)
+    return view
+
+
+def seen(peer: PeerId, at_s: float = NOW, direct: bool = True, **changes: Any) -> Seen:
+    return Seen(a_status(peer, **changes), at_s, direct)
+
+
+def summary_of(*items: Any, now_s: float = NOW) -> Summary:
+    return summarize(view_of(*items), now_s)
+
+
+def a_round(version: int, source: PeerId = PEERS[0], digest: str | None = None, **changes: Any) -> Happened:
+    event = RoundCommitted(
+        version, a_digest(f"head {version}"), a_digest(digest or f"state {version}"), 1000, version * 1000,
+        PEERS[0], 0, tuple(PEERS[:3]), (), False, 5.0, "all of 3 members",
+    )  # fmt: skip
+    return Happened(source, NOW, replace(event, **changes))
+
+
+def test_totals_are_those_of_live_peers() -> None:
+    found = summary_of(
+        seen(PEERS[0]),
+        seen(PEERS[1]),
+        seen(PEERS[2], at_s=NOW - LIVE_S - 0.1),
+        seen(PEERS[3], activity=Activity.LEAVING),
+    )
+    assert (found.version, found.tokens, found.tokens_per_s, found.num_live) == (7, 7000, 2000.0, 2)
+    assert [row.is_live for row in found.rows] == [True, True, False, False]
+
+
+def test_one_peer_cannot_invent_a_version_a_loss_or_a_round_for_all() -> None:
+    liar = seen(PEERS[3], version=10**12, heldout_version=10**12, heldout_loss=0.001, tokens=10**15)
+    found = summary_of(
+        *(seen(peer) for peer in PEERS[:3]), liar, seen(PEERS[4], heldout_loss=0.0), a_round(7), a_round(10**12)
+    )
+    assert (found.version, found.tokens) == (7, 7000)
+    assert found.heldout == ((7, 3.25),)
+    assert [one.event.version for one in found.rounds] == [7]
+
+
+def test_a_joining_peer_does_not_drag_the_version_down() -> None:
+    joining = [seen(peer, version=0, activity=Activity.JOINING) for peer in PEERS[1:4]]
+    assert summary_of(seen(PEERS[0]), *joining).version == 7
+
+
+def test_the_newest_beat_wins_and_an_answer_is_a_sign_of_life() -> None:
+    view = view_of(seen(PEERS[0], beat=5, version=9), seen(PEERS[0], at_s=NOW + 1, beat=4, version=8))
+    assert view.peers[PEERS[0]].status.version == 9 and view.peers[PEERS[0]].seen_at_s == NOW
+    view = fold(view, seen(PEERS[0], at_s=NOW + 2, beat=5, version=9))
+    assert view.peers[PEERS[0]].seen_at_s == NOW + 2
+    view = fold(view, seen(PEERS[0], at_s=NOW + 3, beat=5, version=9, direct=False))
+    assert view.peers[PEERS[0]].seen_at_s == NOW + 2, "hearsay of an old beat is no sign of life"
+
+
+def test_digests_are_compared_at_equal_heads_and_a_fork_is_no_difference() -> None:
+    fork = seen(PEERS[1], head=a_digest("other head"), state_digest=a_digest("other state"))
+    assert summary_of(seen(PEERS[0]), fork).digests_equal
+    wrong = seen(PEERS[2], state_digest=a_digest("bit flip"))
+    found = summary_of(seen(PEERS[0]), seen(PEERS[1]), wrong)
+    assert not found.digests_equal
+    assert {row.peer: row.agrees for row in found.rows} == {PEERS[0]: True, PEERS[1]: True, PEERS[2]: False}
+
+
+def test_a_round_told_by_several_is_one_round() -> None:
+    found = summary_of(seen(PEERS[0]), *(a_round(7, source) for source in PEERS[:3]), a_round(6))
+    assert [one.event.version for one in found.rounds] == [6, 7]
+    assert len(found.rounds[1].digests) == 3 and found.digests_equal
+    assert not summary_of(a_round(7), a_round(7, PEERS[1], digest="another")).digests_equal
+
+
+def test_invented_rounds_push_out_only_each_other() -> None:
+    told = [a_round(version, source) for version in range(1, 20) for source in PEERS[:2]]
+    flood = [a_round(1000 + number, PEERS[5]) for number in range(3 * MAX_ROUNDS)]
+    view = view_of(*told, *flood)
+    assert len(view.rounds) == MAX_ROUNDS
+    assert {one.event.version for one in view.rounds.values() if len(one.digests) > 1} == set(range(1, 20))
+
+
+def test_heldout_losses_come_from_statuses_and_events() -> None:
+    found = summary_of(
+        seen(PEERS[0], heldout_loss=3.0),
+        Happened(PEERS[1], NOW, Evaluated(7, 3.2)),
+        Happened(PEERS[2], NOW, Evaluated(6, 4.0)),
+        Happened(PEERS[3], NOW, Evaluated(7, 99.0)),
+    )
+    assert found.heldout == ((6, 4.0), (7, 3.2))
+
+
+def test_the_same_news_from_several_peers_is_one_line() -> None:
+    news = [Happened(source, NOW + number, PeerLeft(PEERS[5], "Ctrl+C")) for number, source in enumerate(PEERS[:3])]
+    later = Happened(PEERS[0], NOW + 500, PeerLeft(PEERS[5], "Ctrl+C"))
+    found = summary_of(*news, later)
+    assert [tellers for _, _, tellers in found.notes] == [3, 1]
+    assert len(
+        view_of(*(Happened(PEERS[0], NOW + n, PeerJoined(PEERS[1], "")) for n in range(0, 99_999, 99))).notes
+    ) == (MAX_NOTES)
+
+
+def test_trouble_is_shown_and_bad_bytes_are_counted() -> None:
+    view = view_of(seen(PEERS[0]), Trouble(PEERS[0], NOW, "not msgpack", True), Trouble(PEERS[0], NOW, "silent", False))
+    assert (view.peers[PEERS[0]].num_bad, view.peers[PEERS[0]].trouble) == (1, "silent")
+    assert [note.text for note in view.notes] == [f"ada ({PEERS[0]}) sent wrong bytes: not msgpack"]
+    assert fold(view, seen(PEERS[0], NOW + 1, beat=2)).peers[PEERS[0]].trouble == ""
+
+
+def test_an_empty_swarm_has_a_summary() -> None:
+    found = as_json(summary_of())
+    assert (found["version"], found["heldout_loss"], found["peers"], found["digests_equal"]) == (0, None, [], True)
+
+
+KEYS = """run at_unix_s version head tokens tokens_per_s heldout_loss heldout_version num_live num_peers digests_equal
+    peers rounds heldout events"""
+PEER_KEYS = """id name device activity live version head state_digest agrees tokens_per_s up_bytes down_bytes up_bytes_per_s
+    down_bytes_per_s train_loss heldout_loss checkpoint_version seen_s_ago waits_for trouble num_bad addresses"""
+ROUND_KEYS = """version head tokens tokens_in_all listed left_out duration_s minority leader reason state_digest num_tellers
+    digests_equal"""
+
+
+def test_the_keys_of_the_json_are_an_interface() -> None:
+    found = as_json(summary_of(seen(PEERS[0]), a_round(7)))
+    assert list(found) == KEYS.split()
+    assert list(found["peers"][0]) == PEER_KEYS.split()
+    assert list(found["rounds"][0]) == ROUND_KEYS.split()
+
+
+HOSTILE = [
+    "\x1b[31mred\x1b[0m",
+    "\x1b]0;title\x07name",
+    "\x1b]8;;http://evil\x1b\\link\x1b]8;;\x1b\\",
+    "a\rb\nc\td",
+    "\x9b2Jx",
+    "evil\u202etxt.exe",
+    "zero\u200bwidth",
+    "Z\u0335\u0336\u0337algo" * 20,
+    "\x00\x7f\x80",
+    "[bold red]not markup[/]",
+    "\ud800",
+]
+
+
+def is_harmless(text: str) -> bool:
+    kinds = {unicodedata.category(letter) for letter in text}
+    return not kinds & {"Cc", "Cf", "Cs", "Co", "Zl", "Zp", "Mn", "Me"} and "  " not in text
+
+
+@given(
+    st.one_of(st.text(), st.sampled_from(HOSTILE), st.lists(st.sampled_from(HOSTILE)).map("".join)), st.integers(1, 60)
+)
+def test_cleaned_text_is_one_harmless_line(text: str, limit: int) -> None:
+    cleaned = clean(text, limit)
+    assert len(cleaned) <= limit
+    assert is_harmless(cleaned)
+
+
+def test_cleaning_leaves_no_litter_and_keeps_words() -> None:
+    assert clean("\x1b[31;1mred\x1b[0m") == "red"
+    assert clean("\x1b]0;title\x07name") == "name"
+    assert clean("two  words\nand more") == "two words and more"
+    assert clean("Ada's é 显卡 RTX™") == "Ada's é 显卡 RTX™"
+    assert clean("x" * 50, 10) == "x" * 9 + "…"
+
+
+texts = st.one_of(st.text(max_size=60), st.sampled_from(HOSTILE)).filter(lambda text: len(text) <= 64)
+
+
+@given(name=texts, device=texts, reason=texts, how=texts)
+def test_no_field_brings_hostile_text_into_the_view(name: str, device: str, reason: str, how: str) -> None:
+    status: PeerStatus = a_status(PEERS[0], name=name, device=device, waits_for=reason, addresses=(reason,))
+    events: list[Event] = [PeerLeft(PEERS[0], reason), a_round(7).event]
+    items: list[Any] = [Seen(status, NOW, True), *(Happened(PEERS[0], NOW, event) for event in events)]
+    items += [a_round(6, reason=reason), Trouble(PEERS[0], NOW, how, True)]
+
+    def strings(value: Any) -> list[str]:
+        if isinstance(value, dict):
+            return [text for one in value.values() for text in strings(one)]
+        if isinstance(value, list):
+            return [text for one in value for text in strings(one)]
+        return [value] if isinstance(value, str) else []
+
+    for text in strings(as_json(summary_of(*items))):
+        assert is_harmless(text)
+
+
+def test_folding_does_not_change_what_was() -> None:
+    before = view_of(seen(PEERS[0]), a_round(7))
+    again = view_of(seen(PEERS[0]), a_round(7))
+    fold(before, seen(PEERS[1]))
+    fold(before, a_round(7, PEERS[2]))
+    assert before == again
+
+
+def test_digest_is_hashable_key() -> None:
+    assert Digest(a_digest("head 7").raw) in view_of(a_round(7)).rounds
