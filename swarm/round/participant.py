@@ -202,8 +202,9 @@ class Participant:
                 self._refetch_s[root] = self._now_s + self._round.heartbeat_s
             case HeadReached():
                 self._head_reached(fact)
-            case CatchUpEnded():
-                self.syncing, self._leading, self._behind_since_s = False, None, None
+            case CatchUpEnded():  # also of a move that the trainer could not make
+                self._commit, self._moving, self.syncing = None, False, False
+                self._leading, self._behind_since_s = None, None
             case Unreached() | Tick():
                 pass
         if not self.leaving:
@@ -317,6 +318,7 @@ class Participant:
         self._beat_due_s = self._now_s
         self._happened(ViewChanged(view, self.leader, reason[:400]))
         if self.is_leader:
+            self.presence.listen(self._now_s)
             for peer in self.members:
                 self._send(peer, NewView(view, self.chain.head))
 

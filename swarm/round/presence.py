@@ -11,19 +11,26 @@ _NOT_AWAITED = (Activity.SYNCING, Activity.LEAVING, Activity.JOINING)
 
 
 class Presence:
-    """Statuses and silences. Silence counts from the last word or from the last head, whichever is later: a member not
-    heard of since the head moved is here until its silence is long enough to say otherwise."""
+    """Statuses and silences. Silence counts from the last word or from when we began to listen, whichever is later: a member
+    not heard of since is here until its silence is long enough to say otherwise. Members speak to their leader alone, so
+    who takes the lead knows nothing of them yet and begins to listen then."""
 
     def __init__(self, me: PeerId, silence_s: float) -> None:
         self.me = me
         self.roll = Roll()
         self.head_since_s = 0.0
         self.majority_s = 0.0  # when a majority of the members was last here
+        self._listens_since_s = 0.0
         self._silence_s = silence_s
 
     def start(self, now_s: float) -> None:
-        """A new head, or the first fact: silences count from here."""
-        self.head_since_s = self.majority_s = now_s
+        """A new head, or the first fact."""
+        self.head_since_s = now_s
+        self.listen(now_s)
+
+    def listen(self, now_s: float) -> None:
+        """Silences count from here."""
+        self._listens_since_s = self.majority_s = now_s
 
     def fresh(self, now_s: float) -> tuple[Heard, ...]:
         """Those heard lately, by peer id."""
@@ -45,7 +52,7 @@ class Presence:
     def is_live(self, peer: PeerId, now_s: float) -> bool:
         """Whether a peer has not been silent for too long, nor left; we are always live."""
         heard = self.roll.get(peer)
-        last_s = max(heard.at_s if heard else 0.0, self.head_since_s)
+        last_s = max(heard.at_s if heard else 0.0, self._listens_since_s)
         return peer == self.me or ((heard is None or not heard.left) and now_s - last_s <= self._silence_s)
 
     def is_awaited(self, peer: PeerId, now_s: float) -> bool:
