@@ -84,9 +84,7 @@ def peer(
     local: Annotated[
         bool, typer.Option("--local", help="Loopback only: nobody outside this machine can join.")
     ] = False,
-    rounds: Annotated[
-        int | None, typer.Option("--rounds", metavar="N", min=1, help="Leave after version N.")
-    ] = None,
+    rounds: Annotated[int | None, typer.Option("--rounds", metavar="N", min=1, help="Leave after version N.")] = None,
     json_events: Annotated[
         Path | None, typer.Option("--json-events", metavar="FILE", help="Append every event as a line of JSON.")
     ] = None,
@@ -135,9 +133,7 @@ def new(
         typer.Option("--home", metavar="DIR", help="Home of the first peer, whose address the invite holds."),
     ] = None,
     data: Annotated[Path | None, typer.Option("--data", metavar="PATH", help="The run's text.")] = None,
-    tokenizer: Annotated[
-        Path | None, typer.Option("--tokenizer", metavar="FILE", help="Its tokenizer.json.")
-    ] = None,
+    tokenizer: Annotated[Path | None, typer.Option("--tokenizer", metavar="FILE", help="Its tokenizer.json.")] = None,
     port: Annotated[int, typer.Option("--port", min=0, max=65535, help="Port of the first peer; 0: any free one.")] = 0,
     local: Annotated[bool, typer.Option("--local", help="Loopback only.")] = False,
 ) -> None:

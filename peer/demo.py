@@ -1,0 +1,286 @@
+"""`barnraise demo`: a real swarm on this machine, from genesis to a checkpoint that is pulled and speaks.
+
+One monitor and three peers are processes of their own, as on three machines; one peer is killed half-way and a fourth
+joins. The demo only starts, kills and reads: what it shows at the end it takes from the peers' event files and from the
+checkpoint that the monitor's `pull` fetched. Exit code 0 only if everything in the summary holds.
+"""
+
+from __future__ import annotations
+
+import contextlib
+import os
+import shutil
+import signal
+import subprocess
+import sys
+import time
+from collections.abc import Iterator
+from dataclasses import dataclass, field
+from pathlib import Path
+from typing import IO, Final
+
+from rich.console import Console
+
+from peer.demo_report import Outcome, PeerRecord, Played, judge, show
+from peer.home import DATA_ENV
+from peer.screen import error_line
+from swarm.errors import BarnraiseError, StateError
+from swarm.invite import Invite
+from swarm.manifest import Manifest
+
+START_TIMEOUT_S: Final = 120.0  # imports of torch and hivemind by three processes on two slow cores
+COMMIT_TIMEOUT_S: Final = 120.0
+STOP_TIMEOUT_S: Final = 8.0
+PULL_TIMEOUT_S: Final = 60.0
+_BARNRAISE: Final = (sys.executable, "-m", "peer")
+_CONFIG: Final = """\
+# A run of the demo's size: a byte-level GPT-NeoX on the text of Python's standard library.
+preset = "tiny"
+name = "demo"
+
+[inner]
+learning_rate = 3e-3
+batch_windows = 8
+
+[outer]
+optimizer = "nesterov"
+learning_rate = 0.8
+momentum = 0.5
+
+[round]
+local_steps = {local_steps}
+min_peers = 3
+train_deadline_s = 20.0
+exchange_deadline_s = 15.0
+heartbeat_s = 0.5
+leader_timeout_s = 4.0
+
+[checkpoint]
+every = 2
+"""
+
+
+@dataclass(slots=True)
+class _Process:
+    """One process of the demo, and where it writes."""
+
+    name: str
+    popen: subprocess.Popen[bytes]
+    log: IO[bytes]
+
+    def stop(self, number: int = signal.SIGTERM) -> int:
+        """Ends it and waits; returns its exit code."""
+        if self.popen.poll() is None:
+            self.popen.send_signal(number)
+        try:
+            code = self.popen.wait(STOP_TIMEOUT_S)
+        except subprocess.TimeoutExpired:
+            self.popen.kill()
+            code = self.popen.wait()
+        if not self.log.closed:
+            self.log.close()
+        return code
+
+
+@dataclass(slots=True)
+class _Stage:
+    """The demo's folder and the processes in it."""
+
+    out: Path
+    console: Console
+    peers: dict[str, _Process] = field(default_factory=dict)
+    monitor: _Process | None = None
+    invite: str = ""
+
+    def environment(self) -> dict[str, str]:
+        # One thread each: three peers share this machine as if each had its own.
+        return {**os.environ, DATA_ENV: str(self.out / "data"), "OMP_NUM_THREADS": "1", "PYTHONUNBUFFERED": "1"}
+
+    def records(self) -> list[PeerRecord]:
+        return [PeerRecord.read(name, self.out / f"{name}.events.jsonl") for name in sorted(self.peers)]
+
+    def version(self) -> int:
+        return max((record.version for record in self.records()), default=0)
+
+
+def run_demo(out: Path, *, seconds: int) -> int:
+    """Runs the demo for about that long; returns the exit code."""
+    console = Console(highlight=False, width=None if sys.stdout.isatty() else 100)
+    stage = _Stage(out.resolve(), console)
+    try:
+        with _clean_stage(stage):
+            outcome = _play(stage, seconds)
+        show(console, outcome)
+        return 0 if outcome.holds else 1
+    except KeyboardInterrupt:
+        console.print("demo stopped; everything it started has ended")
+        return 130
+    except (BarnraiseError, OSError) as error:
+        error_line(error)
+        _show_logs(stage)
+        return 2
+
+
+@contextlib.contextmanager
+def _clean_stage(stage: _Stage) -> Iterator[None]:
+    shutil.rmtree(stage.out, ignore_errors=True)
+    stage.out.mkdir(parents=True)
+    try:
+        yield
+    finally:
+        processes = [*stage.peers.values(), *([stage.monitor] if stage.monitor else [])]
+        for process in processes:  # all at once, so that they say goodbye together
+            if process.popen.poll() is None:
+                process.popen.terminate()
+        for process in processes:
+            process.stop()
+
+
+def _play(stage: _Stage, seconds: int) -> Outcome:
+    console = stage.console
+    console.print(f"[bold]Barnraise demo[/]: three peers and a monitor on this machine; everything lies in {stage.out}")
+    _make_run(stage, local_steps=12 if seconds < 90 else 20)
+    for number in (1, 2, 3):
+        _start_peer(stage, number)
+        if number == 1:
+            _wait(stage, "peer-1 is in the network", START_TIMEOUT_S, lambda: stage.records()[0].started)
+    _start_monitor(stage)
+    _wait(stage, "all three peers", START_TIMEOUT_S, lambda: all(record.started for record in stage.records()))
+    stage.invite = _everyones_invite(stage)
+    _wait(stage, "the first commit", START_TIMEOUT_S, lambda: stage.version() >= 1)
+    began = time.monotonic()
+    _wait_seconds(stage, seconds / 2)
+    killed_at = stage.version()
+    victim = _leader_name(stage)
+    console.print(f"[bold red]SIGKILL[/] for {victim}, which leads the swarm, at version {killed_at}; peer-4 joins")
+    stage.peers[victim].stop(signal.SIGKILL)
+    _start_peer(stage, 4)
+    newcomer = stage.peers["peer-4"]
+    _wait(
+        stage,
+        "a commit that lists peer-4",
+        COMMIT_TIMEOUT_S,
+        lambda: newcomer.popen.poll() is None and any(one.lists_newcomer for one in stage.records()),
+    )
+    _wait_seconds(stage, max(0.0, seconds - (time.monotonic() - began)))
+    at_end = stage.version()
+    _wait(stage, "the next checkpoint", COMMIT_TIMEOUT_S, lambda: _newest_checkpoint(stage) > at_end)
+    checkpoint = stage.out / "checkpoint"
+    _pull(stage, checkpoint)
+    trained_s = time.monotonic() - began
+    if stage.monitor is not None:
+        stage.monitor.stop(signal.SIGINT)
+    codes = {name: process.stop() for name, process in stage.peers.items() if name != victim}
+    config = Manifest.from_bytes((stage.out / "run.manifest").read_bytes()).config
+    cache = stage.out / "data" / "cache"
+    played = Played(victim, killed_at, codes, trained_s, checkpoint, config.data, cache)
+    return judge(stage.records(), played)
+
+
+def _make_run(stage: _Stage, local_steps: int) -> None:
+    config = stage.out / "run.toml"
+    config.write_text(_CONFIG.format(local_steps=local_steps))
+    command = [*_BARNRAISE, "new", str(config), "-o", str(stage.out / "run.manifest")]
+    command += ["--home", str(stage.out / "peer-1"), "--local"]
+    made = subprocess.run(
+        command,
+        env=stage.environment(),
+        capture_output=True,
+        text=True,
+        timeout=START_TIMEOUT_S,
+        check=False,
+    )
+    words = made.stdout.split()
+    if made.returncode != 0 or "invite" not in words:
+        raise StateError(f"the run could not be made: {made.stderr.strip() or made.stdout.strip()}")
+    stage.invite = words[words.index("invite") + 1]
+
+
+def _everyones_invite(stage: _Stage) -> str:
+    """One invite with every peer's address: it is good as long as any of them lives."""
+    own = Invite.parse(stage.invite)
+    printed = [
+        Invite.parse(line.split("--join ")[1].split()[0])
+        for name in stage.peers
+        for line in (stage.out / f"{name}.log").read_text().splitlines()
+        if "--join barnraise1-" in line
+    ]
+    addresses = dict.fromkeys(address for invite in (own, *printed) for address in invite.addresses)
+    return Invite(own.run, tuple(addresses)).encode()
+
+
+def _start_peer(stage: _Stage, number: int) -> None:
+    name = f"peer-{number}"
+    command = [*_BARNRAISE, "peer", "--home", str(stage.out / name), "--name", name, "--local"]
+    command += ["--device", "cpu", "--json-events", str(stage.out / f"{name}.events.jsonl")]
+    command += [] if number == 1 else ["--join", stage.invite]
+    log = open(stage.out / f"{name}.log", "wb")  # noqa: SIM115  closed by _Process.stop
+    popen = subprocess.Popen(
+        command, env=stage.environment(), stdin=subprocess.DEVNULL, stdout=log, stderr=subprocess.STDOUT,
+        start_new_session=True,  # a Ctrl+C in this terminal is ours to pass on
+    )  # fmt: skip
+    stage.peers[name] = _Process(name, popen, log)
+
+
+def _start_monitor(stage: _Stage) -> None:
+    """The monitor draws on our terminal, or writes its lines into our pipe."""
+    command = [sys.executable, "-m", "coordinator", "monitor", stage.invite, "--home", str(stage.out / "monitor")]
+    log = open(stage.out / "monitor.log", "wb")  # noqa: SIM115  closed by _Process.stop
+    popen = subprocess.Popen(command, env=stage.environment(), stdin=subprocess.DEVNULL, stderr=log)
+    stage.monitor = _Process("monitor", popen, log)
+
+
+def _pull(stage: _Stage, target: Path) -> None:
+    command = [sys.executable, "-m", "coordinator", "pull", str(target), "--invite", stage.invite]
+    command += ["--home", str(stage.out / "maintainer")]
+    pulled = subprocess.run(
+        command, env=stage.environment(), capture_output=True, text=True, timeout=PULL_TIMEOUT_S, check=False
+    )
+    (stage.out / "pull.log").write_text(pulled.stdout + pulled.stderr)
+    if pulled.returncode != 0:
+        raise StateError(f"the checkpoint could not be pulled: {pulled.stderr.strip() or pulled.stdout.strip()}")
+
+
+def _wait(stage: _Stage, what: str, timeout_s: float, happened: object) -> None:
+    """Waits until `happened()`; raises StateError when it takes too long or a peer that should live has ended."""
+    assert callable(happened)
+    deadline = time.monotonic() + timeout_s
+    while not happened():
+        _check_alive(stage)
+        if time.monotonic() > deadline:
+            raise StateError(f"{what}: did not come within {timeout_s:.0f} s; the logs are in {stage.out}")
+        time.sleep(0.2)
+
+
+def _wait_seconds(stage: _Stage, seconds: float) -> None:
+    until = time.monotonic() + seconds
+    while time.monotonic() < until:
+        _check_alive(stage)
+        time.sleep(0.2)
+
+
+def _check_alive(stage: _Stage) -> None:
+    for name, process in stage.peers.items():
+        code = process.popen.poll()
+        if code is not None and code != -signal.SIGKILL:
+            raise StateError(f"{name} ended with {code}; see {stage.out / (name + '.log')}")
+    if stage.monitor is not None and stage.monitor.popen.poll() is not None:
+        raise StateError(f"the monitor ended with {stage.monitor.popen.poll()}; see {stage.out / 'monitor.log'}")
+
+
+def _leader_name(stage: _Stage) -> str:
+    """Who issued the last commit."""
+    records = stage.records()
+    leader = max(records, key=lambda record: record.version).leader
+    return next((record.name for record in records if record.peer == leader), records[-1].name)
+
+
+def _newest_checkpoint(stage: _Stage) -> int:
+    return max((record.checkpoint for record in stage.records()), default=0)
+
+
+def _show_logs(stage: _Stage) -> None:
+    for path in sorted(stage.out.glob("*.log")):
+        tail = path.read_text(errors="replace").splitlines()[-5:]
+        if tail:
+            print(f"--- {path.name}", *tail, sep="\n", file=sys.stderr)
