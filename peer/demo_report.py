@@ -174,7 +174,7 @@ def _load_and_speak(played: Played, heldout: list[int]) -> tuple[float, str]:
 
     from peer.data.windows import open_windows
 
-    logging.disable_progress_bar()
+    logging.disable_progress_bar()  # type: ignore[no-untyped-call]
     model: Any = AutoModelForCausalLM.from_pretrained(played.checkpoint)
     tokenizer = AutoTokenizer.from_pretrained(played.checkpoint)
     tokens = torch.from_numpy(open_windows(played.data, None, None, played.cache).heldout(heldout))

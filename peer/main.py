@@ -59,7 +59,7 @@ def make_run(
     local: bool,
 ) -> int:
     """Writes a manifest and prints its invite; returns the exit code."""
-    from peer.start import complete_manifest, read_config
+    from peer.entrance import complete_manifest, read_config
     from swarm.config import RunConfig
     from swarm.identity import Keypair
     from swarm.invite import Invite

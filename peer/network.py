@@ -46,6 +46,7 @@ class NetworkConfig:
     listen: tuple[str, ...] = ("/ip4/127.0.0.1/tcp/0",)  # empty: dials out only; port 0: any free one
     announce: tuple[str, ...] = ()  # addresses to tell others instead of those that the daemon finds
     bootstrap: tuple[str, ...] = ()  # peers to dial at the start; one must answer, unless there are none
+    must_reach: bool = True  # one of the bootstrap addresses must answer; else they are only tried, again and again
     local: bool = True  # tell others loopback addresses, and no other
     dial_timeout_s: float = DIAL_TIMEOUT_S
     tend_every_s: float = 30.0  # how often to look after the daemon, which has as long to answer
@@ -115,7 +116,11 @@ class Network:
             stack.push_async_callback(self._stop)
             try:
                 await self._start_daemon()
-                await self.connect_all(self._config.bootstrap)
+                try:
+                    await self.connect_all(self._config.bootstrap)
+                except Unreachable:
+                    if self._config.must_reach:
+                        raise
             except BarnraiseError as error:
                 # Raised behind the task group, which would wrap it.
                 failed: BarnraiseError | None = error

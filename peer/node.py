@@ -29,7 +29,7 @@ from swarm import events
 from swarm.allreduce.shared import record_digest
 from swarm.chain import ChainState
 from swarm.digest import Digest
-from swarm.errors import NetworkError, RemoteError, StateError
+from swarm.errors import NetworkError, RemoteError, StateError, Unreachable
 from swarm.events import Event
 from swarm.identity import PeerId
 from swarm.messages import Contribution, GetPeers, Goodbye, Peers, PeerStatus, open_as, seal_message
@@ -63,6 +63,8 @@ MAX_SENDS_PER_PEER: Final = 32  # under way to one peer; more would only queue b
 DISCOVERY_EVERY_S: Final = 15.0
 FIRST_DISCOVERY_S: Final = 1.0
 GOODBYE_TIMEOUT_S: Final = 1.0
+_DIALLED_AT_ONCE: Final = 16
+REDIAL_EVERY_S: Final = 5.0  # of one peer that the daemon does not find by itself
 _PINNED_COMMITS: Final = 8  # commits whose contributions stay for whoever catches up
 
 CheckBlob = Callable[[Contribution, bytes], None]
@@ -98,6 +100,7 @@ class Node:
         self._checkpoint_version: int | None = max(parts.server.checkpoints, default=None)
         self._sends: Counter[PeerId] = Counter()
         self._pinned: dict[Digest, None] = {}
+        self._redialled: dict[PeerId, float] = {}
         self._tasks: asyncio.TaskGroup
         self._left = asyncio.Event()
         self._saved_view = parts.participant.view
@@ -172,9 +175,16 @@ class Node:
                     self._received(record.status.peer, record.status, record.sealed)
             except (NetworkError, OSError) as error:
                 log.debug("the noticeboard: %s", error)
+            if not self._participant.presence.fresh(time.monotonic()):
+                await self._find_anybody()
             self._parts.book.note(heard.status for heard in self._participant.presence.roll.all())
             await asyncio.sleep(wait_s)
             wait_s = min(DISCOVERY_EVERY_S, 2 * wait_s)
+
+    async def _find_anybody(self) -> None:
+        """We hear nobody: dials every address we remember, and tells whoever answers that we are here."""
+        with contextlib.suppress(NetworkError, RemoteError):
+            await self._meet(await self._parts.network.connect_all(self._parts.book.addresses()[:_DIALLED_AT_ONCE]))
 
     async def _meet(self, peers: tuple[PeerId, ...]) -> None:
         """Asks peers whom they know, and tells all of them of us."""
@@ -198,7 +208,9 @@ class Node:
     # ---------------------------------------------------------------- facts in
 
     def post(self, fact: Fact) -> None:
-        """One step of the machine, and its effects."""
+        """One step of the machine, and its effects. Whoever has left takes nothing in any more."""
+        if self._left.is_set():
+            return
         for effect in self._participant.step(fact, time.monotonic()):
             self._perform(effect)
         if self._participant.view != self._saved_view:
@@ -309,13 +321,30 @@ class Node:
 
     async def _send(self, to: PeerId, sealed: bytes) -> None:
         self._sends[to] += 1
+        request = self._parts.network.transport.request
         try:
-            await self._parts.network.transport.request(to, sealed, timeout_s=SEND_TIMEOUT_S)
+            try:
+                await request(to, sealed, timeout_s=SEND_TIMEOUT_S)
+            except Unreachable:
+                if not await self._redial(to):
+                    raise
+                await request(to, sealed, timeout_s=SEND_TIMEOUT_S)
         except (NetworkError, RemoteError) as error:
             log.debug("%s was not reached: %s", to, error)
             self.post(Unreached(to))
         finally:
             self._sends[to] -= 1
+
+    async def _redial(self, peer: PeerId) -> bool:
+        """Dials the addresses of a peer's status, at most every REDIAL_EVERY_S; returns whether one answered."""
+        heard, now = self._participant.presence.roll.get(peer), time.monotonic()
+        if heard is None or now < self._redialled.get(peer, 0.0) + REDIAL_EVERY_S:
+            return False
+        self._redialled[peer] = now
+        for address in heard.status.addresses:
+            with contextlib.suppress(NetworkError, RemoteError):
+                return await self._parts.network.transport.connect(address, timeout_s=SEND_TIMEOUT_S) == peer
+        return False
 
     async def _fetch(self, contribution: Contribution, holders: tuple[PeerId, ...]) -> None:
         root = contribution.root

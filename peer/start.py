@@ -11,8 +11,6 @@ import contextlib
 import sys
 import time
 from collections.abc import Iterator
-from dataclasses import dataclass
-from pathlib import Path
 from typing import Final
 
 import torch
@@ -23,13 +21,15 @@ from peer.blob_store import BlobStore
 from peer.checkpoints import Checkpoints
 from peer.data.background import BackgroundWindows
 from peer.data.embedded import embedded_path
-from peer.data.windows import Windows, describe_data, open_windows
+from peer.data.windows import Windows, open_windows
 from peer.device import choose_device, describe_device
+from peer.entrance import Entrance, enter
 from peer.fetch import Asker, Fetcher
+from peer.first_words import fetch_from_known, fetch_manifest, fetch_state
 from peer.handoff import Handoff
-from peer.home import Home, cache_folder, last_home, open_default_home, open_home, safe_name
+from peer.home import cache_folder, safe_name
 from peer.inner import make_inner_optimizer, planned_optimizer
-from peer.model import build_model, genesis_digest, initial_parameters, layout_of, meta_model
+from peer.model import build_model, genesis_digest, initial_parameters, layout_of
 from peer.network import Network, NetworkConfig
 from peer.network_thread import NetworkThread
 from peer.node import Node, NodeParts
@@ -45,15 +45,13 @@ from swarm.allreduce.layout import ModelLayout
 from swarm.allreduce.shared import RunMath, check_contribution, genesis_state, record_digest
 from swarm.chain import Entry
 from swarm.config import RunConfig
-from swarm.config_file import load_config
 from swarm.digest import Digest
-from swarm.errors import BarnraiseError, ConfigError, DataError, NetworkError, RemoteError, StateError, Unreachable
+from swarm.errors import BarnraiseError, DataError, StateError
 from swarm.events import PeerStarted
-from swarm.identity import Keypair, PeerId
+from swarm.identity import Keypair
 from swarm.invite import Invite
-from swarm.manifest import Manifest, sign_manifest
-from swarm.messages import Contribution, GetManifest, GetState, ManifestBytes, StateRecord, seal_message
-from swarm.presets import preset_config
+from swarm.manifest import Manifest
+from swarm.messages import Contribution, seal_message
 from swarm.round.own import Self
 from swarm.round.participant import Participant
 
@@ -61,103 +59,7 @@ SWITCH_INTERVAL_S: Final = (
     0.0002  # the network thread costs the trainer 2 % instead of 20 % (measured, docs/decisions.md)
 )
 LINGER_S: Final = 10.0  # after the last version a peer serves so long for those that have not reached it
-ASK_TIMEOUT_S: Final = 10.0
 MAX_INVITE_ADDRESSES: Final = 16
-
-
-@dataclass(frozen=True, slots=True)
-class Entrance:
-    """How this peer comes to its run."""
-
-    home: Home
-    run: Digest
-    manifest: Manifest | None  # None: to be fetched from the swarm
-    bootstrap: tuple[str, ...]
-    is_new: bool  # a run that this peer starts
-
-
-def complete_manifest(config: RunConfig, options: PeerOptions, keypair: Keypair, screen: Screen) -> Manifest:
-    """A signed manifest: what the config leaves open (text, version 0) is filled in from this machine."""
-    screen.say("reading the text ...")
-    data = describe_data(
-        config.data, options.data, options.tokenizer, cache_folder(), vocab_size=config.model.vocab_size
-    )
-    layout = layout_of(meta_model(config.model))
-    screen.say(f"making version 0: {layout.numel:,} parameters ...")
-    parameters_N = initial_parameters(config.model, config.seed, layout)
-    whole = config.model_copy(update={"data": data, "genesis_digest": genesis_digest(parameters_N).hex()})
-    return sign_manifest(whole, [keypair])
-
-
-def read_config(path: Path | None) -> RunConfig | Manifest:
-    """A run's config from TOML, a finished manifest, or, without a path, what suits this machine."""
-    if path is None:
-        return preset_config("small" if torch.cuda.is_available() else "tiny")
-    try:
-        raw = path.read_bytes()
-    except OSError as error:
-        raise ConfigError(f"--config {path}: {error.strerror}") from None
-    if raw[:1] and raw[0] & 0xF0 == 0x90:  # a msgpack list: never the first byte of TOML
-        try:
-            return Manifest.from_bytes(raw)
-        except RemoteError as error:
-            raise ConfigError(f"--config {path}: not a manifest of this build: {error}") from None
-    return load_config(path)
-
-
-def enter(options: PeerOptions, screen: Screen) -> Entrance:
-    """Finds the run and the home; raises a UserError that says what to do."""
-    if options.join is not None:
-        return _enter_by_invite(Invite.parse(options.join), options)
-    resumed = options.home or (None if options.new or options.config else last_home())
-    if resumed is not None and (resumed / "run.manifest").exists() and not options.new and options.config is None:
-        home = open_home(resumed)
-        manifest = home.manifest()
-        assert manifest is not None
-        return Entrance(home, manifest.run_id, manifest, AddressBook(home.book).addresses(), is_new=False)
-    found = read_config(options.config)
-    if isinstance(found, Manifest):
-        manifest, keypair = found, None
-    else:
-        keypair = Keypair.generate()
-        manifest = complete_manifest(found, options, keypair, screen)
-    home = open_home(options.home) if options.home else open_default_home(manifest.run_id, options.name)
-    try:
-        _adopt_identity(home, keypair)
-        known = home.manifest()
-        if known is not None and known.run_id != manifest.run_id:
-            raise StateError(
-                f"{home.path} belongs to run {known.run_id}; leave out --new and --config to resume it, "
-                "or give the new run another --home"
-            )
-        home.keep_manifest(manifest)
-    except BaseException:
-        home.release()
-        raise
-    return Entrance(home, manifest.run_id, manifest, AddressBook(home.book).addresses(), is_new=known is None)
-
-
-def _adopt_identity(home: Home, keypair: Keypair | None) -> None:
-    """The key that signed a new manifest becomes the peer's, unless the home has one."""
-    path = home.path / "identity.key"
-    if keypair is not None and not path.exists():
-        path.write_bytes(keypair.to_libp2p())
-        path.chmod(0o600)
-
-
-def _enter_by_invite(invite: Invite, options: PeerOptions) -> Entrance:
-    home = open_home(options.home) if options.home else open_default_home(invite.run, options.name)
-    try:
-        manifest = home.manifest()
-        if manifest is not None and manifest.run_id != invite.run:
-            raise StateError(
-                f"{home.path} belongs to run {manifest.run_id}, the invite to run {invite.run}; use another --home"
-            )
-    except BaseException:
-        home.release()
-        raise
-    known = AddressBook(home.book).addresses()
-    return Entrance(home, invite.run, manifest, tuple(dict.fromkeys([*invite.addresses, *known])), is_new=False)
 
 
 class Peer:
@@ -195,16 +97,14 @@ class Peer:
         config = NetworkConfig(
             listen=listen,
             announce=options.announce,
-            bootstrap=entrance.bootstrap if joins else (),
+            bootstrap=entrance.bootstrap,
+            must_reach=joins,  # who resumes a run may be the first one back
             local=options.local,
         )
         thread = NetworkThread(keypair, entrance.run, config)
         self._stopping.daemon_of(thread)
         try:
             network = thread.start()
-            if not joins and entrance.bootstrap:  # resuming: whoever is still there; nobody at all is fine too
-                with contextlib.suppress(NetworkError, RemoteError):
-                    thread.call(network.connect_all(entrance.bootstrap), ASK_TIMEOUT_S * 2)
             if network.listening:
                 entrance.home.keep_listen(network.listening)
             yield thread, network
@@ -223,7 +123,7 @@ class Peer:
     ) -> str:
         device, device_reason = chosen
         asker = Asker(network.transport, keypair, entrance.run)
-        manifest = entrance.manifest or thread.call(_fetch_manifest(asker, network), None)
+        manifest = entrance.manifest or thread.call(fetch_manifest(asker, network), None)
         entrance.home.keep_manifest(manifest)
         entrance.home.remember_as_last()
         config = manifest.config
@@ -279,7 +179,7 @@ class Peer:
 
         def fetch_blob(root: Digest) -> bytes:
             fetcher = Fetcher(asker, store)
-            thread.call(_fetch_from_known(fetcher, network, root), None)
+            thread.call(fetch_from_known(fetcher, network, root), None)
             return store.read(root, check=True)
 
         windows = open_windows(
@@ -351,7 +251,7 @@ class Peer:
         else:
             self._screen.say("this machine's random numbers give another version 0; fetching the swarm's state")
             thread, asker, net = network
-            record = thread.call(_fetch_state(asker, net, Fetcher(asker, replica.store)), None)
+            record = thread.call(fetch_state(asker, net, Fetcher(asker, replica.store)), None)
             replica.begin_from(record)
         return replica.present.state.anchor_N
 
@@ -470,45 +370,6 @@ class Peer:
             screen.fact(
                 "reachable", "by nobody: this peer dials out; it can train, and others fetch through those it reaches"
             )
-
-
-async def _fetch_manifest(asker: Asker, network: Network) -> Manifest:
-    """The manifest of the run, from whoever was reached; its digest must be the run id of the invite."""
-    reasons = []
-    for peer in tuple(network.transport.known):
-        try:
-            answer = await asker.ask(peer, GetManifest(), timeout_s=ASK_TIMEOUT_S)
-            if not isinstance(answer, ManifestBytes):
-                raise ConfigError(f"{peer} answered with a {type(answer).__name__}")
-            manifest = Manifest.from_bytes(answer.manifest)
-        except (NetworkError, RemoteError, ConfigError) as error:
-            reasons.append(f"{peer}: {error}")
-            continue
-        if manifest.run_id == asker.run:
-            return manifest
-        reasons.append(f"{peer}: its manifest is of run {manifest.run_id}")
-    raise Unreachable(f"nobody has the manifest of run {asker.run}: " + ("; ".join(reasons) or "nobody was reached"))
-
-
-async def _fetch_from_known(fetcher: Fetcher, network: Network, root: Digest) -> None:
-    await fetcher.fetch(root, tuple(network.transport.known))
-
-
-async def _fetch_state(asker: Asker, network: Network, fetcher: Fetcher) -> StateRecord:
-    """The newest state that anyone known reports, with its blobs in the store."""
-    found: dict[PeerId, StateRecord] = {}
-    for peer in tuple(network.transport.known):
-        with contextlib.suppress(NetworkError, RemoteError):
-            answer = await asker.ask(peer, GetState(), timeout_s=ASK_TIMEOUT_S)
-            if isinstance(answer, StateRecord):
-                found[peer] = answer
-    if not found:
-        raise Unreachable("nobody known has a state to begin from")
-    best = max(found.values(), key=lambda record: record.chain.key)
-    holders = [peer for peer, record in found.items() if record == best]
-    for unit in best.units:
-        await fetcher.fetch(unit.root, holders, unit.num_bytes)
-    return best
 
 
 def _tokenizer_json(config: RunConfig, options: PeerOptions) -> bytes | None:

@@ -1,0 +1,118 @@
+"""How a peer comes to its run: by an invite, by what a home holds, or by starting a new one."""
+
+from __future__ import annotations
+
+from dataclasses import dataclass
+from pathlib import Path
+
+import torch
+
+from peer.address_book import AddressBook
+from peer.data.windows import describe_data
+from peer.home import Home, cache_folder, last_home, open_default_home, open_home
+from peer.model import genesis_digest, initial_parameters, layout_of, meta_model
+from peer.options import PeerOptions
+from peer.screen import Screen
+from swarm.config import RunConfig
+from swarm.config_file import load_config
+from swarm.digest import Digest
+from swarm.errors import ConfigError, RemoteError, StateError
+from swarm.identity import Keypair
+from swarm.invite import Invite
+from swarm.manifest import Manifest, sign_manifest
+from swarm.presets import preset_config
+
+
+@dataclass(frozen=True, slots=True)
+class Entrance:
+    """How this peer comes to its run."""
+
+    home: Home
+    run: Digest
+    manifest: Manifest | None  # None: to be fetched from the swarm
+    bootstrap: tuple[str, ...]
+    is_new: bool  # a run that this peer starts
+
+
+def complete_manifest(config: RunConfig, options: PeerOptions, keypair: Keypair, screen: Screen) -> Manifest:
+    """A signed manifest: what the config leaves open (text, version 0) is filled in from this machine."""
+    screen.say("reading the text ...")
+    data = describe_data(
+        config.data, options.data, options.tokenizer, cache_folder(), vocab_size=config.model.vocab_size
+    )
+    layout = layout_of(meta_model(config.model))
+    screen.say(f"making version 0: {layout.numel:,} parameters ...")
+    parameters_N = initial_parameters(config.model, config.seed, layout)
+    whole = config.model_copy(update={"data": data, "genesis_digest": genesis_digest(parameters_N).hex()})
+    return sign_manifest(whole, [keypair])
+
+
+def read_config(path: Path | None) -> RunConfig | Manifest:
+    """A run's config from TOML, a finished manifest, or, without a path, what suits this machine."""
+    if path is None:
+        return preset_config("small" if torch.cuda.is_available() else "tiny")
+    try:
+        raw = path.read_bytes()
+    except OSError as error:
+        raise ConfigError(f"--config {path}: {error.strerror}") from None
+    if raw[:1] and raw[0] & 0xF0 == 0x90:  # a msgpack list: never the first byte of TOML
+        try:
+            return Manifest.from_bytes(raw)
+        except RemoteError as error:
+            raise ConfigError(f"--config {path}: not a manifest of this build: {error}") from None
+    return load_config(path)
+
+
+def enter(options: PeerOptions, screen: Screen) -> Entrance:
+    """Finds the run and the home; raises a UserError that says what to do."""
+    if options.join is not None:
+        return _enter_by_invite(Invite.parse(options.join), options)
+    resumed = options.home or (None if options.new or options.config else last_home())
+    if resumed is not None and (resumed / "run.manifest").exists() and not options.new and options.config is None:
+        home = open_home(resumed)
+        manifest = home.manifest()
+        assert manifest is not None
+        return Entrance(home, manifest.run_id, manifest, AddressBook(home.book).addresses(), is_new=False)
+    found = read_config(options.config)
+    if isinstance(found, Manifest):
+        manifest, keypair = found, None
+    else:
+        keypair = Keypair.generate()
+        manifest = complete_manifest(found, options, keypair, screen)
+    home = open_home(options.home) if options.home else open_default_home(manifest.run_id, options.name)
+    try:
+        _adopt_identity(home, keypair)
+        known = home.manifest()
+        if known is not None and known.run_id != manifest.run_id:
+            raise StateError(
+                f"{home.path} belongs to run {known.run_id}; leave out --new and --config to resume it, "
+                "or give the new run another --home"
+            )
+        home.keep_manifest(manifest)
+    except BaseException:
+        home.release()
+        raise
+    return Entrance(home, manifest.run_id, manifest, AddressBook(home.book).addresses(), is_new=known is None)
+
+
+def _adopt_identity(home: Home, keypair: Keypair | None) -> None:
+    """The key that signed a new manifest becomes the peer's, unless the home has one."""
+    path = home.path / "identity.key"
+    if keypair is not None and not path.exists():
+        path.write_bytes(keypair.to_libp2p())
+        path.chmod(0o600)
+
+
+def _enter_by_invite(invite: Invite, options: PeerOptions) -> Entrance:
+    home = open_home(options.home) if options.home else open_default_home(invite.run, options.name)
+    try:
+        manifest = home.manifest()
+        if manifest is not None and manifest.run_id != invite.run:
+            raise StateError(
+                f"{home.path} belongs to run {manifest.run_id}, the invite to run {invite.run}; use another --home"
+            )
+    except BaseException:
+        home.release()
+        raise
+    known = AddressBook(home.book).addresses()
+    return Entrance(home, invite.run, manifest, tuple(dict.fromkeys([*invite.addresses, *known])), is_new=False)
