@@ -24,6 +24,7 @@ class RoundView:
     since_head_s: float
     since_hint_s: float | None  # None: no cut hint has gone out
     since_majority_s: float  # since a majority of `members` was live
+    is_followed: bool  # a majority of `members` has said that it is at this head in our view
     lease_tokens: int  # of one member and round
 
 
@@ -62,6 +63,8 @@ def choose_list(view: RoundView, deadlines: Deadlines) -> tuple[CommitList | Non
     late = view.since_hint_s is not None and view.since_hint_s >= deadlines.exchange_s
     if not entries:
         return None, _why_nothing(view, deadlines)
+    if not (view.is_followed or isolated):
+        return None, "asks the members where they stand: no majority has answered yet"
     if not missing and view.awaited:
         reason = f"all {len(authors)} contributions are held"
     elif deadlines.target_tokens and tokens >= deadlines.target_tokens:

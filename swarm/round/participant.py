@@ -13,7 +13,7 @@ from __future__ import annotations
 from typing import Final
 
 from swarm import chain as chains
-from swarm.chain import ChainState, leader_of
+from swarm.chain import ChainState, is_majority, leader_of
 from swarm.config import RunConfig
 from swarm.digest import Digest
 from swarm.errors import RemoteError
@@ -62,6 +62,7 @@ MIN_ISOLATION_S: Final = 30.0  # an outage of a minute must make no fork: member
 ISOLATION_DEADLINES: Final = 3  # round deadlines without a majority before whoever is left commits alone
 OPENING_HEARTBEATS: Final = 3  # genesis waits so long for others who start at the same time
 MISSED_COMMIT_HEARTBEATS: Final = 2  # how long a newer head elsewhere may be on its way before we go and get it
+MISSED_BEATS: Final = 2  # heartbeats that a leader waits before it asks a member where it is
 HOLDING_NAMED: Final = 64  # blobs that a status names: all of the last rounds of a group of 16
 
 
@@ -239,9 +240,10 @@ class Participant:
                     self._request_cut(reason)
             case Commit():
                 self._receive_commit(Received(sender, message, sealed))
-            case NewView(view, _):
-                if self._accept_view(sender, view):
-                    self._send(sender, self.status())
+            case NewView(view, head):
+                if head == self.chain.head:
+                    self._accept_view(sender, view)
+                self._send(sender, self.status())
             case Goodbye(reason):
                 if self.presence.roll.leave(sender):
                     self._happened(PeerLeft(sender, reason))
@@ -266,8 +268,7 @@ class Participant:
             self._answer_heartbeat(status)
 
     def _follow_others(self) -> None:
-        at_head, roster = self._at_head(), self.chain.roster
-        common = self._views.common_view([one.view for one in at_head if one.peer in roster], len(roster))
+        common = self._views.common_view([one.view for one in self._at_head() if one.peer in self.chain.roster])
         if common is not None:
             self._enter_view(common, "the others are in it")
 
@@ -301,16 +302,23 @@ class Participant:
             self._catch_up((sender,), whole=True, reason="our state differs from the leader's at the same head")
 
     def _accept_view(self, sender: PeerId, view: int) -> bool:
-        """Whether `sender` may lead us in `view`; a later view is entered, an earlier one is not obeyed."""
+        """Whether `sender` may lead us in `view`; if so, we are in it from now on."""
         if not self.chain.roster:
             accepted = sender == self.leader
         else:
+            if self.is_leader:
+                self._views.is_led = self._has_followers()
             accepted = self._views.accepts(sender, view, self.chain.roster)
-            if accepted and view > self.view:
+            if accepted and view != self.view:
                 self._enter_view(view, f"{sender} leads it")
         if accepted:
             self._views.led(self._now_s)
         return accepted
+
+    def _has_followers(self) -> bool:
+        """Whether a majority of the members stands at our head in our view, as far as we have heard lately."""
+        following = {one.peer for one in self._at_head() if one.view == self.view} & set(self.members)
+        return is_majority(len(following | {self.me.peer}), len(self.members))
 
     def _enter_view(self, view: int, reason: str) -> None:
         self._views.enter(view, self._now_s)
@@ -361,8 +369,10 @@ class Participant:
             if commit.parent == chains.head_after(self._commit.parent, self._commit.commit):
                 self._next_commit = received
             return
-        if commit.parent != self.chain.head or self.syncing or self._commit is not None:
+        if commit.parent != self.chain.head or self.syncing:
             return  # a newer head is noticed through statuses, and fetched
+        if self._commit is not None and commit.view <= self._commit.view:
+            return  # only a later leader's list takes the place of one whose blobs do not come
         if not self._accept_view(received.sender, commit.view):
             return
         try:
@@ -400,10 +410,10 @@ class Participant:
         self._beat_due_s = self._now_s
         if by_commit and commit is not None:
             self._views.enter(commit.view, self._now_s)  # it works: whoever had given up on it comes back
+            self._views.led(self._now_s)
             self._happened(self._committed(old, commit, duration_s))
         else:
-            self._views.is_led = False
-            self._views.leader_heard_s = self._now_s
+            self._views.lose(self._now_s)
         self._own.move(reached.still_pending, self.chain.version)
         self._docket.prune(self.chain)
         for contribution, sealed in self._own.pending():  # an undone one is back on the docket
@@ -467,27 +477,38 @@ class Participant:
             self._catch_up(peers, whole=False, reason=f"{peers[0]} is at version {ahead[0].version}")
 
     def _drive_view(self) -> None:
-        roster = self.chain.roster
-        silence_s = self._now_s - self._views.leader_heard_s
-        if self.is_leader or self.me.peer not in roster or self.syncing or self._moving:
+        """Turns to the next leader when ours is silent at a head where we all are, or has left."""
+        on_the_way = self.syncing or self._commit is not None or self._behind_since_s is not None
+        if self.is_leader or not self.chain.roster or on_the_way:
             return
-        if silence_s > self._round.leader_timeout_s:
+        silence_s = self._now_s - self._views.leader_heard_s
+        if self.presence.has_left(self.leader):
+            self._enter_view(self.view + 1, f"leader {self.leader} has left")
+        elif silence_s > self._round.leader_timeout_s:
             self._enter_view(self.view + 1, f"leader {self.leader} was silent for {silence_s:.1f} s")
 
     def _beat(self) -> None:
+        """Tells the leader of us. A leader tells members who do not beat, in case they follow another or are elsewhere;
+        at genesis, which has no roster, everyone must know everyone who starts."""
         status = self.status()
-        if self.chain.roster:
-            self._send(self.leader, status)
-        else:  # genesis has no roster: everyone must know everyone who starts
-            for heard in self.presence.roll.all():
-                if not heard.left:
-                    self._send(heard.status.peer, status)
+        if not self.chain.roster:
+            listeners = [heard.status.peer for heard in self.presence.roll.all() if not heard.left]
+        elif self.is_leader:
+            lately = self.presence.roll.fresh(self._now_s, MISSED_BEATS * self._round.heartbeat_s)
+            heard = {one.status.peer for one in lately}
+            listeners = [peer for peer in self.members if peer not in heard and not self.presence.has_left(peer)]
+        else:
+            listeners = [self.leader]
+        for peer in listeners:
+            self._send(peer, status)
 
     # ---------------------------------------------------------------- leading
 
     def _lead(self) -> None:
         if self._leading is None:
             self._leading = Leading(began_s=self._now_s)
+        if self._behind_since_s is not None:
+            return  # a better head is on its way: what we issued here would only be undone
         if not self.chain.roster and not self._open_round(self._leading):
             return
         round_view = self._round_view(self._leading)
@@ -539,6 +560,7 @@ class Participant:
             since_head_s=self._now_s - self.presence.head_since_s,
             since_hint_s=None if leading.hinted_s is None else self._now_s - leading.hinted_s,
             since_majority_s=self._now_s - self.presence.majority_s,
+            is_followed=self._has_followers(),
             lease_tokens=self._config.lease_tokens,
         )
 

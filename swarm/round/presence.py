@@ -49,11 +49,16 @@ class Presence:
         ]
         return tuple(sorted(ahead, key=key_of, reverse=True))
 
+    def has_left(self, peer: PeerId) -> bool:
+        """Whether a peer said goodbye, and nothing since."""
+        heard = self.roll.get(peer)
+        return heard is not None and heard.left
+
     def is_live(self, peer: PeerId, now_s: float) -> bool:
         """Whether a peer has not been silent for too long, nor left; we are always live."""
         heard = self.roll.get(peer)
         last_s = max(heard.at_s if heard else 0.0, self._listens_since_s)
-        return peer == self.me or ((heard is None or not heard.left) and now_s - last_s <= self._silence_s)
+        return peer == self.me or (not self.has_left(peer) and now_s - last_s <= self._silence_s)
 
     def is_awaited(self, peer: PeerId, now_s: float) -> bool:
         """Whether a round should wait for a member: live, and not on its way out or behind."""
@@ -68,44 +73,49 @@ class Presence:
 
 
 class Views:
-    """The view this peer is in, and whether anyone leads in it.
+    """The view this peer is in, and whether it is led there.
 
-    A view changes when its leader is silent, when the rightful leader of a later one speaks, or when a majority of the
-    roster has moved on. One who has not been led since it started or caught up takes the others' view, whatever it is.
+    A view changes when its leader is silent, or when the rightful leader of another one speaks to somebody who is not led.
+    Who is led listens to no other leader, so one peer with a bad link deposes nobody; who is not led follows a later leader,
+    or goes back to an earlier one whom the others never left.
     """
 
     def __init__(self, view: int = 0) -> None:
         self.view = view
-        self.leader_heard_s = 0.0
+        self.leader_heard_s = 0.0  # or since when it has had its chance
         self.is_led = False
+        self._knows = (
+            False  # whether anyone has led us since we started or caught up; until then any view may be the one
+        )
 
     def accepts(self, sender: PeerId, view: int, roster: tuple[PeerId, ...]) -> bool:
-        """Whether `sender` may lead `view`: its rightful leader, and at most one turn of the roster ahead."""
-        farthest = self.view + len(roster) if self.is_led else view
-        return leader_of(view, roster) == sender and self.view <= view <= farthest
+        """Whether `sender` may lead us in `view`: its rightful leader, and at most one turn of the roster ahead."""
+        farthest = self.view + len(roster) if self._knows else view
+        return leader_of(view, roster) == sender and (view == self.view or (not self.is_led and view <= farthest))
 
     def led(self, now_s: float) -> None:
         """The leader of our view was heard."""
         self.leader_heard_s = now_s
-        self.is_led = True
+        self.is_led = self._knows = True
 
     def enter(self, view: int, now_s: float) -> None:
+        """Turns to a view whose leader has not been heard yet."""
         self.view = view
         self.leader_heard_s = now_s
+        self.is_led = False
 
-    def common_view(self, others: list[int], roster_size: int) -> int | None:
-        """The view to move to because the others are in it; None to stay. `others`: views of roster members at our head."""
-        others = sorted(others)
-        if not others:
+    def lose(self, now_s: float) -> None:
+        """We caught up: others may have turned to any view meanwhile."""
+        self.leader_heard_s = now_s
+        self.is_led = self._knows = False
+
+    def common_view(self, others: list[int]) -> int | None:
+        """For one who was never led here: the view that the others are in, to look for its leader; None to stay.
+        `others`: views of roster members at our head."""
+        if self._knows or not others:
             return None
-        if not self.is_led:
-            middle = others[(len(others) - 1) // 2]
-            return middle if middle != self.view else None
-        later = [view for view in others if view > self.view]
-        needed = roster_size // 2 + 1
-        if len(later) >= needed and later[-needed] <= self.view + roster_size:
-            return later[-needed]
-        return None
+        middle = sorted(others)[(len(others) - 1) // 2]
+        return middle if middle != self.view else None
 
 
 def key_of(status: PeerStatus) -> tuple[int, int, bytes]:
