@@ -16,7 +16,7 @@ class RoundView:
 
     me: PeerId
     chain: ChainState
-    members: tuple[PeerId, ...]  # the roster, or at genesis those who opened
+    members: tuple[PeerId, ...]  # the roster, or where there is none those who opened
     awaited: tuple[PeerId, ...]  # members that are live and at this head
     present: tuple[PeerId, ...]  # everyone live and at this head, members or not
     waiting: tuple[Waiting, ...]
@@ -74,7 +74,8 @@ def choose_list(view: RoundView, deadlines: Deadlines) -> tuple[CommitList | Non
     else:
         return None, f"waits for {_names(missing)} ({len(authors)} of {len(view.awaited)} contributions held)"
     admitted = tuple(peer for peer in view.present if peer not in authors)
-    minority = not is_majority(len(set(view.awaited) & set(view.members)), len(view.members))
+    roster = view.chain.roster or view.members
+    minority = not is_majority(len(set(view.awaited) & set(roster)), len(roster))
     return CommitList(entries=entries, admitted=admitted, minority=minority), reason
 
 

@@ -83,7 +83,7 @@ class Participant:
         self.chain = chain
         self.state_digest = state_digest
         self.figures = Figures()
-        self.opened: tuple[PeerId, ...] = ()  # genesis only: who starts, as its leader said
+        self.opened: tuple[PeerId, ...] = ()  # where there is no roster: who starts, as its leader said
         self.syncing = False
         self.leaving = False
         self.presence = Presence(me.peer, round_config.leader_timeout_s)
@@ -121,14 +121,21 @@ class Participant:
         return self._views.view
 
     @property
+    def roster(self) -> tuple[PeerId, ...]:
+        """The roster of our head. Empty at genesis, and when none of it was found for so long that each of them has had its
+        turn to be asked: then whoever is left begins as at genesis."""
+        patience_s = self._deadlines.isolation_s + len(self.chain.roster) * self._round.leader_timeout_s
+        return self.chain.roster if self._now_s - self.presence.roster_s <= patience_s else ()
+
+    @property
     def members(self) -> tuple[PeerId, ...]:
-        """The roster; at genesis, where there is none, those who opened."""
-        return self.chain.roster or self.opened
+        """The roster; where there is none, those who opened."""
+        return self.roster or self.opened
 
     @property
     def leader(self) -> PeerId:
-        """The rightful leader of our view; at genesis the lowest id among those here."""
-        rightful = leader_of(self.view, self.chain.roster)
+        """The rightful leader of our view; where there is no roster, the lowest id among those here."""
+        rightful = leader_of(self.view, self.roster)
         if rightful is not None:
             return rightful
         return min(self.me.peer, *(status.peer for status in self._at_head()), self.me.peer)
@@ -233,7 +240,7 @@ class Participant:
             case LeaderBrief():
                 self._hear_brief(sender, message)
             case RoundOpened(_, head, members):
-                if head == self.chain.head and not self.chain.roster and self._accept_view(sender, self.view):
+                if head == self.chain.head and not self.roster and self._accept_view(sender, self.view):
                     self.opened = tuple(sorted(set(members)))
             case CutHint(view, head, reason):
                 if head == self.chain.head and self._accept_view(sender, view):
@@ -268,7 +275,7 @@ class Participant:
             self._answer_heartbeat(status)
 
     def _follow_others(self) -> None:
-        common = self._views.common_view([one.view for one in self._at_head() if one.peer in self.chain.roster])
+        common = self._views.common_view([one.view for one in self._at_head() if one.peer in self.roster])
         if common is not None:
             self._enter_view(common, "the others are in it")
 
@@ -280,7 +287,7 @@ class Participant:
             status.peer,
             LeaderBrief(self.view, chain.version, chain.head, chain.tokens, self.state_digest, reason[:400]),
         )
-        if not chain.roster and self.opened:
+        if not self.roster and self.opened:
             self._send(status.peer, RoundOpened(self.view, chain.head, self.opened))
         if self._leading is None:
             return
@@ -303,12 +310,12 @@ class Participant:
 
     def _accept_view(self, sender: PeerId, view: int) -> bool:
         """Whether `sender` may lead us in `view`; if so, we are in it from now on."""
-        if not self.chain.roster:
+        if not self.roster:
             accepted = sender == self.leader
         else:
             if self.is_leader:
                 self._views.is_led = self._has_followers()
-            accepted = self._views.accepts(sender, view, self.chain.roster)
+            accepted = self._views.accepts(sender, view, self.roster)
             if accepted and view != self.view:
                 self._enter_view(view, f"{sender} leads it")
         if accepted:
@@ -317,7 +324,8 @@ class Participant:
 
     def _has_followers(self) -> bool:
         """Whether a majority of the members stands at our head in our view, as far as we have heard lately."""
-        following = {one.peer for one in self._at_head() if one.view == self.view} & set(self.members)
+        at_head = self._at_head()
+        following = {one.peer for one in at_head if one.view == self.view or not self.roster} & set(self.members)
         return is_majority(len(following | {self.me.peer}), len(self.members))
 
     def _enter_view(self, view: int, reason: str) -> None:
@@ -449,7 +457,7 @@ class Participant:
     def _drive(self) -> None:
         """Everything that follows from where we stand now; runs after every fact."""
         self.presence.roll.forget_silent(self._now_s)
-        self.presence.note_majority(self.members, self._now_s)
+        self.presence.note_members(self.chain.roster, self.members, self._now_s)
         self._drive_fetches()
         self._drive_commit()
         self._drive_catch_up()
@@ -479,7 +487,7 @@ class Participant:
     def _drive_view(self) -> None:
         """Turns to the next leader when ours is silent at a head where we all are, or has left."""
         on_the_way = self.syncing or self._commit is not None or self._behind_since_s is not None
-        if self.is_leader or not self.chain.roster or on_the_way:
+        if self.is_leader or not self.roster or on_the_way:
             return
         silence_s = self._now_s - self._views.leader_heard_s
         if self.presence.has_left(self.leader):
@@ -489,9 +497,9 @@ class Participant:
 
     def _beat(self) -> None:
         """Tells the leader of us. A leader tells members who do not beat, in case they follow another or are elsewhere;
-        at genesis, which has no roster, everyone must know everyone who starts."""
+        where there is no roster, everyone must know everyone who starts."""
         status = self.status()
-        if not self.chain.roster:
+        if not self.roster:
             listeners = [heard.status.peer for heard in self.presence.roll.all() if not heard.left]
         elif self.is_leader:
             lately = self.presence.roll.fresh(self._now_s, MISSED_BEATS * self._round.heartbeat_s)
@@ -509,7 +517,7 @@ class Participant:
             self._leading = Leading(began_s=self._now_s)
         if self._behind_since_s is not None:
             return  # a better head is on its way: what we issued here would only be undone
-        if not self.chain.roster and not self._open_round(self._leading):
+        if not self.roster and not self._open_round(self._leading):
             return
         round_view = self._round_view(self._leading)
         hint = self._leading.hint(round_view, self._deadlines, self.view, self._now_s)
@@ -525,7 +533,7 @@ class Participant:
             self._drive_commit()
 
     def _open_round(self, leading: Leading) -> bool:
-        """Genesis: opens the first round once enough peers are here; returns whether it is open."""
+        """Without a roster: opens the round once enough peers are here; returns whether it is open."""
         if self.opened:
             return True
         here = tuple(sorted({self.me.peer, *(status.peer for status in self._at_head())}))

@@ -20,6 +20,7 @@ class Presence:
         self.roll = Roll()
         self.head_since_s = 0.0
         self.majority_s = 0.0  # when a majority of the members was last here
+        self.roster_s = 0.0  # when anyone of the roster was, ourselves among them if we are in it
         self._listens_since_s = 0.0
         self._silence_s = silence_s
 
@@ -30,7 +31,7 @@ class Presence:
 
     def listen(self, now_s: float) -> None:
         """Silences count from here."""
-        self._listens_since_s = self.majority_s = now_s
+        self._listens_since_s = self.majority_s = self.roster_s = now_s
 
     def fresh(self, now_s: float) -> tuple[Heard, ...]:
         """Those heard lately, by peer id."""
@@ -66,8 +67,10 @@ class Presence:
         busy = heard is None or heard.status.activity not in _NOT_AWAITED
         return peer == self.me or (busy and self.is_live(peer, now_s))
 
-    def note_majority(self, members: tuple[PeerId, ...], now_s: float) -> None:
-        """Keeps `majority_s` up to date."""
+    def note_members(self, roster: tuple[PeerId, ...], members: tuple[PeerId, ...], now_s: float) -> None:
+        """Keeps `roster_s` and `majority_s` up to date."""
+        if any(self.is_live(peer, now_s) for peer in roster):
+            self.roster_s = now_s
         if not members or is_majority(sum(self.is_live(peer, now_s) for peer in members), len(members)):
             self.majority_s = now_s
 
