@@ -39,7 +39,7 @@ from swarm.identity import PeerId
 from swarm.messages import Activity, PeerStatus
 
 LIVE_S: Final = 5.0  # a peer that we ask ourselves and that was silent for so long counts as gone
-LIVE_HEARSAY_S: Final = 30.0  # one that we hear of through others
+LIVE_HEARSAY_S: Final = 15.0  # one that we only hear of through others
 MAX_PEERS: Final = 4096  # those not seen for longest are forgotten
 MAX_ROUNDS: Final = 128
 MAX_NOTES: Final = 64
@@ -87,12 +87,17 @@ class PeerSeen:
     direct: bool
     trouble: str = ""  # why it did not answer the last time; "" when it did
     num_bad: int = 0  # times it sent wrong bytes
+    vouched: bool = False  # it did not answer us, yet others have told of a newer beat since: alive, not reachable
 
     def is_live(self, now_s: float) -> bool:
         """Whether the peer counts as there."""
         if self.status.activity is Activity.LEAVING:
             return False
-        return now_s - self.seen_at_s <= (LIVE_S if self.direct else LIVE_HEARSAY_S)
+        if self.direct:
+            return now_s - self.seen_at_s <= LIVE_S
+        if self.trouble and not self.vouched:
+            return False  # what others told of it may be its last words
+        return now_s - self.seen_at_s <= LIVE_HEARSAY_S
 
 
 @dataclass(frozen=True, slots=True)
@@ -151,24 +156,28 @@ def middle(values: Mapping[int, Mapping[PeerId, float]]) -> tuple[tuple[int, flo
 def _fold_seen(view: SwarmView, item: Seen) -> SwarmView:
     status = item.status
     known = view.peers.get(status.peer)
-    if known is not None:
-        is_news = status.beat > known.status.beat
-        if not is_news and not (item.direct and status.beat == known.status.beat):
-            return view
-        seen_at_s = max(item.at_s, known.seen_at_s)
-        if not is_news:
-            return _with_peer(view, replace(known, seen_at_s=seen_at_s, direct=True, trouble=""))
-        direct = item.direct or (known.direct and item.at_s - known.seen_at_s <= LIVE_S)
-        trouble = "" if item.direct else known.trouble
-        peer = PeerSeen(_cleaned(status), seen_at_s, direct, trouble, known.num_bad)
-    else:
+    if known is None:
         peer = PeerSeen(_cleaned(status), item.at_s, item.direct)
+    elif status.beat < known.status.beat or (status.beat == known.status.beat and not item.direct):
+        return view
+    else:
+        peer = _newer(known, item)
     view = _with_peer(view, peer)
     if status.heldout_loss is not None:
         view = replace(view, heldout=_told(view.heldout, status.heldout_version, status.peer, status.heldout_loss))
     if status.train_loss is not None:
         view = replace(view, train=_told(view.train, status.version, status.peer, status.train_loss))
     return _with_throughput(view, item.at_s)
+
+
+def _newer(known: PeerSeen, item: Seen) -> PeerSeen:
+    """The same peer with a status that is not older than the known one."""
+    status = _cleaned(item.status)
+    if item.direct:
+        return PeerSeen(status, max(item.at_s, known.seen_at_s), True, "", known.num_bad)
+    if known.direct and item.at_s - known.seen_at_s <= LIVE_S:
+        return replace(known, status=status)  # news of the time before we asked it last is no sign of life
+    return replace(known, status=status, seen_at_s=item.at_s, direct=False, vouched=bool(known.trouble))
 
 
 def _cleaned(status: PeerStatus) -> PeerStatus:

@@ -161,6 +161,7 @@ def test_sparklines() -> None:
 
 
 @given(st.floats(0, 1e15))
+@settings(deadline=None)
 def test_numbers_stay_short(number: float) -> None:
     assert len(short(number)) <= 5
     assert len(ago(number)) <= 4

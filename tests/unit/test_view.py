@@ -6,7 +6,7 @@ import unicodedata
 from dataclasses import replace
 from typing import Any
 
-from hypothesis import given
+from hypothesis import given, settings
 from hypothesis import strategies as st
 
 from coordinator.clean import clean
@@ -78,6 +78,25 @@ def test_the_newest_beat_wins_and_an_answer_is_a_sign_of_life() -> None:
     assert view.peers[PEERS[0]].seen_at_s == NOW + 2
     view = fold(view, seen(PEERS[0], at_s=NOW + 3, beat=5, version=9, direct=False))
     assert view.peers[PEERS[0]].seen_at_s == NOW + 2, "hearsay of an old beat is no sign of life"
+
+
+def test_hearsay_of_a_peer_that_does_not_answer_us_is_no_sign_of_life_until_it_beats_again() -> None:
+    told = view_of(seen(PEERS[0], beat=5, direct=False))
+    assert summarize(told, NOW).num_live == 1
+    silent = fold(told, Trouble(PEERS[0], NOW + 1, "Connection refused", False))
+    assert summarize(silent, NOW + 1).num_live == 0
+    vouched = fold(silent, seen(PEERS[0], NOW + 3, beat=6, direct=False))
+    for _ in range(3):  # and stays alive through further vain attempts of ours
+        vouched = fold(vouched, Trouble(PEERS[0], NOW + 4, "Connection refused", False))
+        assert summarize(vouched, NOW + 4).num_live == 1
+    assert summarize(vouched, NOW + 60).num_live == 0
+
+
+def test_the_last_words_of_a_killed_peer_do_not_keep_it_alive() -> None:
+    view = view_of(seen(PEERS[0], beat=5), Trouble(PEERS[0], NOW + 1, "Connection refused", False))
+    view = fold(view, seen(PEERS[0], NOW + 2, beat=6, version=8, direct=False))
+    assert view.peers[PEERS[0]].status.version == 8
+    assert summarize(view, NOW + LIVE_S + 0.1).num_live == 0
 
 
 def test_digests_are_compared_at_equal_heads_and_a_fork_is_no_difference() -> None:
@@ -174,6 +193,7 @@ def is_harmless(text: str) -> bool:
 @given(
     st.one_of(st.text(), st.sampled_from(HOSTILE), st.lists(st.sampled_from(HOSTILE)).map("".join)), st.integers(1, 60)
 )
+@settings(deadline=None)
 def test_cleaned_text_is_one_harmless_line(text: str, limit: int) -> None:
     cleaned = clean(text, limit)
     assert len(cleaned) <= limit
@@ -192,6 +212,7 @@ texts = st.one_of(st.text(max_size=60), st.sampled_from(HOSTILE)).filter(lambda 
 
 
 @given(name=texts, device=texts, reason=texts, how=texts)
+@settings(deadline=None, max_examples=50)
 def test_no_field_brings_hostile_text_into_the_view(name: str, device: str, reason: str, how: str) -> None:
     status: PeerStatus = a_status(PEERS[0], name=name, device=device, waits_for=reason, addresses=(reason,))
     events: list[Event] = [PeerLeft(PEERS[0], reason), a_round(7).event]
