@@ -1,0 +1,116 @@
+"""Peers die by SIGKILL, one after the other and all at once, and come back: one state, nothing lost but the last steps."""
+
+from __future__ import annotations
+
+from collections.abc import Iterator
+from pathlib import Path
+
+import psutil
+import pytest
+
+from tests.system.swarm_of_processes import (
+    EXCHANGE_DEADLINE_S,
+    LEADER_TIMEOUT_S,
+    TRAIN_DEADLINE_S,
+    Json,
+    PeerProcess,
+    SwarmOfProcesses,
+    assert_one_state,
+    assert_versions_grow,
+    three_peers,
+)
+
+pytestmark = pytest.mark.system
+# The longest that two survivors of three may go without a commit after a death: until the leader counts as gone (or the
+# member as not awaited), then a whole round of the new leader. The rest is for two slow cores that start a process beside.
+LONGEST_GAP_S = LEADER_TIMEOUT_S + TRAIN_DEADLINE_S + EXCHANGE_DEADLINE_S + 15.0
+
+
+@pytest.fixture(scope="module")
+def swarm(tmp_path_factory: pytest.TempPathFactory, text_cache: Path) -> Iterator[SwarmOfProcesses]:
+    yield from three_peers(tmp_path_factory.mktemp("kill"), text_cache)
+
+
+def test_each_peer_dies_and_comes_back_the_leader_first(swarm: SwarmOfProcesses) -> None:
+    peers = tuple(swarm.peers.values())
+    told_before = {peer.name: len(peer.events()) for peer in peers}
+    left = set(swarm.peers)
+    while left:
+        witness = peers[0]
+        leader = swarm.by_id(witness.wait_commit()["leader"]).name
+        victim = swarm.peer(leader if leader in left else min(left))
+        left.discard(victim.name)
+        daemon = victim.daemon()
+        victim.kill()
+        psutil.wait_procs([daemon], timeout=30)
+        assert not daemon.is_running(), "p2pd outlived its peer"
+        survivors = [peer for peer in peers if peer is not victim]
+        for peer in survivors:  # the two go on alone
+            peer.wait_version(peer.version + 2)
+        victim.start()
+        wait_listed(victim, survivors)
+    for peer in peers:
+        assert_versions_grow(peer)
+        assert "Traceback" not in peer.err, peer.err
+    assert assert_one_state(*peers) >= 1
+    assert longest_gap_s([peer.events()[told_before[peer.name] :] for peer in peers]) < LONGEST_GAP_S
+
+
+def test_all_die_and_the_run_goes_on_from_its_last_commit(swarm: SwarmOfProcesses) -> None:
+    peers = tuple(swarm.peers.values())
+    peers[0].wait_commit()
+    for peer in peers:
+        peer.kill()
+    last = max((event for peer in peers for event in peer.events("RoundCommitted")), key=lambda event: event["version"])
+    told_before = {peer.name: len(peer.events()) for peer in peers}
+    for peer in peers:
+        peer.start()
+    for peer in peers:
+        peer.wait_version(last["version"] + 2)
+    news = [event for peer in peers for event in peer.events()[told_before[peer.name] :]]
+    started = [event["version"] for event in news if event["event"] == "PeerStarted"]
+    assert max(started) >= last["version"]
+    first = min((event for event in news if event["event"] == "RoundCommitted"), key=lambda event: event["version"])
+    if first["version"] == last["version"] + 1:  # nothing was committed between the last word and the kill
+        assert first["tokens_in_all"] == last["tokens_in_all"] + first["tokens"]
+    for peer in peers:
+        assert_versions_grow(peer)
+    assert assert_one_state(*peers) >= 1
+
+
+def test_a_peer_starts_its_dead_daemon_again(swarm: SwarmOfProcesses) -> None:
+    victim = swarm.peer("p2")
+    seen = len(victim.events())
+    daemon = victim.daemon()
+    daemon.kill()
+    victim.wait_event("DaemonRestarted", after=seen)
+    assert victim.daemon().pid != daemon.pid
+    wait_listed(victim, [swarm.peer("p1")])
+    victim.wait_commit()
+    assert_one_state(*swarm.peers.values())
+
+
+def wait_listed(peer: PeerProcess, others: list[PeerProcess]) -> None:
+    """Waits until a coming commit, as each of the others tells of it, lists the peer."""
+    for other in others:
+        seen = len(other.events())
+
+        def listing(other: PeerProcess = other, seen: int = seen) -> Json | None:
+            news = other.events()[seen:]
+            return next(
+                (one for one in news if one["event"] == "RoundCommitted" and peer.peer_id in one["listed"]), None
+            )
+
+        other.wait(f"a commit that lists {peer.name}", listing)
+
+
+def longest_gap_s(stories: list[list[Json]]) -> float:
+    """The longest time in which no peer told of a version that was new to all."""
+    newest, told_at, longest = -1, None, 0.0
+    commits = (event for story in stories for event in story if event["event"] == "RoundCommitted")
+    for event in sorted(commits, key=lambda event: event["at_unix_s"]):
+        if event["version"] > newest:
+            newest = event["version"]
+            longest = max(longest, event["at_unix_s"] - told_at) if told_at is not None else 0.0
+            told_at = event["at_unix_s"]
+    return longest
