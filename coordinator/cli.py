@@ -9,6 +9,7 @@ from typing import Annotated, Final, NoReturn
 
 import typer
 
+from coordinator.home import Home, open_home
 from swarm.errors import BarnraiseError, LocalError
 
 app = typer.Typer(
@@ -50,6 +51,14 @@ _INTERRUPTED: Final = 130
 def _fail(error: BaseException) -> NoReturn:
     sys.stderr.write(f"error: {error}\n")
     raise typer.Exit(_FAILED)
+
+
+def _open(invite: str | None, home: Path | None) -> Home:
+    """The home to work in; opened before the network's modules load (a second), so that a mistake is told at once."""
+    try:
+        return open_home(invite, home)
+    except BarnraiseError as error:
+        _fail(error)
 
 
 def _run(job: Callable[[], Awaitable[None]]) -> bool:
@@ -101,15 +110,10 @@ def pull(
     ] = None,
 ) -> None:
     """Fetch a checkpoint from the peers, verified chunk by chunk; run it again to go on after a break."""
+    opened = _open(invite or invite_option, home)
     from rich.console import Console
 
-    from coordinator.home import open_home
     from coordinator.screen import pull_to, pulled_text
-
-    try:
-        opened = open_home(invite or invite_option, home)
-    except BarnraiseError as error:
-        _fail(error)
 
     async def job() -> None:
         pulled = await pull_to(opened, out_dir, version, Console())
@@ -121,18 +125,14 @@ def pull(
 
 
 def _show(invite: str | None, home: Path | None, *, is_once: bool, is_json: bool) -> None:
+    opened = _open(invite, home)
     from rich.console import Console
 
-    from coordinator.home import open_home
     from coordinator.screen import FALLBACK_WIDTH, show_always, show_once
 
     console = Console()
     if not console.is_terminal:
         console = Console(width=FALLBACK_WIDTH)
-    try:
-        opened = open_home(invite, home)
-    except BarnraiseError as error:
-        _fail(error)
 
     async def job() -> None:
         if is_once:
