@@ -1,8 +1,8 @@
-"""Who is here, seen from one peer: statuses heard, silences, and the view that says whose turn it is to lead."""
+"""Who is here, seen from one peer: statuses heard, and silences."""
 
 from __future__ import annotations
 
-from swarm.chain import ChainState, is_majority, leader_of
+from swarm.chain import ChainState, is_majority
 from swarm.identity import PeerId
 from swarm.messages import Activity, PeerStatus
 from swarm.round.roll import Heard, Roll
@@ -73,52 +73,6 @@ class Presence:
             self.roster_s = now_s
         if not members or is_majority(sum(self.is_live(peer, now_s) for peer in members), len(members)):
             self.majority_s = now_s
-
-
-class Views:
-    """The view this peer is in, and whether it is led there.
-
-    A view changes when its leader is silent, or when the rightful leader of another one speaks to somebody who is not led.
-    Who is led listens to no other leader, so one peer with a bad link deposes nobody; who is not led follows a later leader,
-    or goes back to an earlier one whom the others never left.
-    """
-
-    def __init__(self, view: int = 0) -> None:
-        self.view = view
-        self.leader_heard_s = 0.0  # or since when it has had its chance
-        self.is_led = False
-        self._knows = (
-            False  # whether anyone has led us since we started or caught up; until then any view may be the one
-        )
-
-    def accepts(self, sender: PeerId, view: int, roster: tuple[PeerId, ...]) -> bool:
-        """Whether `sender` may lead us in `view`: its rightful leader, and at most one turn of the roster ahead."""
-        farthest = self.view + len(roster) if self._knows else view
-        return leader_of(view, roster) == sender and (view == self.view or (not self.is_led and view <= farthest))
-
-    def led(self, now_s: float) -> None:
-        """The leader of our view was heard."""
-        self.leader_heard_s = now_s
-        self.is_led = self._knows = True
-
-    def enter(self, view: int, now_s: float) -> None:
-        """Turns to a view whose leader has not been heard yet."""
-        self.view = view
-        self.leader_heard_s = now_s
-        self.is_led = False
-
-    def lose(self, now_s: float) -> None:
-        """We caught up: others may have turned to any view meanwhile."""
-        self.leader_heard_s = now_s
-        self.is_led = self._knows = False
-
-    def common_view(self, others: list[int]) -> int | None:
-        """For one who was never led here: the view that the others are in, to look for its leader; None to stay.
-        `others`: views of roster members at our head."""
-        if self._knows or not others:
-            return None
-        middle = sorted(others)[(len(others) - 1) // 2]
-        return middle if middle != self.view else None
 
 
 def key_of(status: PeerStatus) -> tuple[int, int, bytes]:

@@ -1,0 +1,88 @@
+"""Contributions and their blobs, seen from one peer: what is announced, who holds it, what is ours, what is to be fetched."""
+
+from __future__ import annotations
+
+from swarm.chain import ChainState
+from swarm.digest import Digest
+from swarm.identity import PeerId
+from swarm.messages import Contribution
+from swarm.round.commits import Listed
+from swarm.round.docket import Docket, may_be_listed
+from swarm.round.facts import Fetch
+from swarm.round.own import HeldBlobs, OwnContributions
+
+
+class Exchange:
+    """A contribution on the docket is held here whole, being fetched, or waits for another try; never two of these."""
+
+    def __init__(self, me: PeerId, retry_s: float) -> None:
+        self.docket = Docket()
+        self._me = me
+        self._retry_s = retry_s
+        self._own = OwnContributions()
+        self._held = HeldBlobs()
+        self._retries_s: dict[Digest, float] = {}  # what could not be had, and when to try again
+
+    def holds(self, root: Digest) -> bool:
+        """Whether a blob is here whole."""
+        return root in self._held
+
+    def newest_held(self, count: int) -> tuple[Digest, ...]:
+        return self._held.newest(count)
+
+    def pending(self) -> tuple[tuple[Contribution, bytes], ...]:
+        """Our own contributions that no commit has listed, oldest first."""
+        return self._own.pending()
+
+    def add_own(self, contribution: Contribution, sealed: bytes, chain: ChainState) -> None:
+        """A contribution of ours, new or from before a restart."""
+        self._own.add(contribution, sealed)
+        self._held.add(contribution.root)
+        self.docket.announce(contribution, sealed, chain)
+
+    def announced(self, contribution: Contribution, sealed: bytes, chain: ChainState) -> tuple[Fetch, ...]:
+        """Takes an announcement; returns what to fetch for it."""
+        if self.docket.announce(contribution, sealed, chain) is None:
+            return ()
+        if contribution.root in self._held:
+            self.docket.hold(self._me, (contribution.root,))
+            return ()
+        return () if contribution.author == self._me else (Fetch(contribution, (contribution.author,)),)
+
+    def listed(self, one: Listed, chain: ChainState) -> tuple[Fetch, ...]:
+        """Takes an entry of a commit; returns what to fetch for it."""
+        root = one.contribution.root
+        is_new = self.docket.announce(one.contribution, one.sealed, chain) is not None
+        for holder in one.holders:
+            self.docket.hold(holder, (root,))
+        if not is_new or root in self._held:
+            return ()
+        return (Fetch(one.contribution, tuple(peer for peer in one.holders if peer != self._me)),)
+
+    def stored(self, root: Digest) -> None:
+        """A blob has come."""
+        self._held.add(root)
+        self._retries_s.pop(root, None)
+        self.docket.hold(self._me, (root,))
+
+    def failed(self, root: Digest, now_s: float) -> None:
+        """A blob could not be had; it is tried again, from whoever holds it by then."""
+        self._retries_s[root] = now_s + self._retry_s
+
+    def retries(self, chain: ChainState, now_s: float) -> tuple[Fetch, ...]:
+        """What to fetch once more now, as long as a commit may list it."""
+        due = [root for root, due_s in self._retries_s.items() if due_s <= now_s]
+        fetches = []
+        for root in due:
+            del self._retries_s[root]
+            waiting = self.docket.get(root)
+            if waiting is not None and root not in self._held and may_be_listed(waiting.contribution, chain):
+                fetches.append(Fetch(waiting.contribution, tuple(sorted(waiting.holders - {self._me}))))
+        return tuple(fetches)
+
+    def move(self, chain: ChainState, still_pending: tuple[int, ...]) -> None:
+        """A new head: what it lists is done with, and own numbers that it undid are back on the docket."""
+        self._own.move(still_pending, chain.version)
+        self.docket.prune(chain)
+        for contribution, sealed in self._own.pending():
+            self.docket.announce(contribution, sealed, chain)

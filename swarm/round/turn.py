@@ -1,0 +1,179 @@
+"""Whose turn it is to lead: views, rosters and followers, seen from one peer at its head.
+
+A view has one rightful leader, `roster_sorted[view mod n]`. Where there is no roster, the lowest id among those here leads,
+and says who starts.
+"""
+
+from __future__ import annotations
+
+from swarm.chain import ChainState, is_majority, leader_of
+from swarm.events import ViewChanged
+from swarm.identity import PeerId
+from swarm.messages import NewView, PeerStatus
+from swarm.round.outbox import Outbox
+from swarm.round.presence import Presence
+
+
+class Views:
+    """The view this peer is in, and whether it is led there.
+
+    A view changes when its leader is silent, or when the rightful leader of another one speaks to somebody who is not led.
+    Who is led listens to no other leader, so one peer with a bad link deposes nobody; who is not led follows a later leader,
+    or goes back to an earlier one whom the others never left.
+    """
+
+    def __init__(self, view: int = 0) -> None:
+        self.view = view
+        self.leader_heard_s = 0.0  # or since when it has had its chance
+        self.is_led = False
+        self._knows = (
+            False  # whether anyone has led us since we started or caught up; until then any view may be the one
+        )
+
+    def accepts(self, sender: PeerId, view: int, roster: tuple[PeerId, ...]) -> bool:
+        """Whether `sender` may lead us in `view`: its rightful leader, and at most one turn of the roster ahead."""
+        farthest = self.view + len(roster) if self._knows else view
+        return leader_of(view, roster) == sender and (view == self.view or (not self.is_led and view <= farthest))
+
+    def led(self, now_s: float) -> None:
+        """The leader of our view was heard."""
+        self.leader_heard_s = now_s
+        self.is_led = self._knows = True
+
+    def enter(self, view: int, now_s: float) -> None:
+        """Turns to a view whose leader has not been heard yet."""
+        self.view = view
+        self.leader_heard_s = now_s
+        self.is_led = False
+
+    def lose(self, now_s: float) -> None:
+        """We caught up: others may have turned to any view meanwhile."""
+        self.leader_heard_s = now_s
+        self.is_led = self._knows = False
+
+    def common_view(self, others: list[int]) -> int | None:
+        """For one who was never led here: the view that the others are in, to look for its leader; None to stay.
+        `others`: views of roster members at our head."""
+        if self._knows or not others:
+            return None
+        middle = sorted(others)[(len(others) - 1) // 2]
+        return middle if middle != self.view else None
+
+
+class Turn:
+    """Our head, who counts there, and who leads them. `chain` changes by `move` alone."""
+
+    def __init__(self, chain: ChainState, presence: Presence, view: int, isolation_s: float, silence_s: float) -> None:
+        self.chain = chain
+        self.opened: tuple[PeerId, ...] = ()  # where there is no roster: who starts, as its leader said
+        self.presence = presence
+        self._views = Views(view)
+        self._isolation_s = isolation_s
+        self._silence_s = silence_s
+        self._now_s = 0.0
+
+    # ---------------------------------------------------------------- reading
+
+    @property
+    def view(self) -> int:
+        return self._views.view
+
+    @property
+    def roster(self) -> tuple[PeerId, ...]:
+        """The roster of our head. Empty at genesis, and when none of it was found for so long that each of them has had its
+        turn to be asked: then whoever is left begins as at genesis."""
+        patience_s = self._isolation_s + len(self.chain.roster) * self._silence_s
+        return self.chain.roster if self._now_s - self.presence.roster_s <= patience_s else ()
+
+    @property
+    def members(self) -> tuple[PeerId, ...]:
+        """The roster; where there is none, those who opened."""
+        return self.roster or self.opened
+
+    @property
+    def leader(self) -> PeerId:
+        """The rightful leader of our view; where there is no roster, the lowest id among those here."""
+        rightful = leader_of(self.view, self.roster)
+        return rightful or min(self.presence.me, self.presence.me, *(status.peer for status in self.at_head()))
+
+    @property
+    def is_ours(self) -> bool:
+        return self.leader == self.presence.me
+
+    def at_head(self) -> tuple[PeerStatus, ...]:
+        """Statuses of those heard lately who stand at our head."""
+        return self.presence.at_head(self.chain, self._now_s)
+
+    def is_followed(self) -> bool:
+        """Whether a majority of the members stands at our head in our view, as far as we have heard lately."""
+        at_head = self.at_head()
+        following = {one.peer for one in at_head if one.view == self.view or not self.roster} & set(self.members)
+        return is_majority(len(following | {self.presence.me}), len(self.members))
+
+    # ---------------------------------------------------------------- what moves it
+
+    def begin(self, now_s: float) -> None:
+        """The first fact."""
+        self._now_s = now_s
+        self.presence.start(now_s)
+        self._views.leader_heard_s = now_s
+
+    def pass_time(self, now_s: float) -> None:
+        self._now_s = now_s
+
+    def note_silences(self) -> None:
+        """Keeps the roll, and who is here of roster and members, up to date."""
+        self.presence.roll.forget_silent(self._now_s)
+        self.presence.note_members(self.chain.roster, self.members, self._now_s)
+
+    def accept(self, sender: PeerId, view: int, out: Outbox) -> bool:
+        """Whether `sender` may lead us in `view`; if so, we are in it from now on."""
+        if not self.roster:
+            accepted = sender == self.leader
+        else:
+            if self.is_ours:
+                self._views.is_led = self.is_followed()
+            accepted = self._views.accepts(sender, view, self.roster)
+            if accepted and view != self.view:
+                self._enter(view, f"{sender} leads it", out)
+        if accepted:
+            self._views.led(self._now_s)
+        return accepted
+
+    def follow_others(self, out: Outbox) -> None:
+        """One who was never led at this head looks for the leader in the view that the others are in."""
+        common = self._views.common_view([one.view for one in self.at_head() if one.peer in self.roster])
+        if common is not None:
+            self._enter(common, "the others are in it", out)
+
+    def pass_on(self, out: Outbox) -> None:
+        """Turns to the next leader when ours is silent, or has left."""
+        if self.is_ours or not self.roster:
+            return
+        silence_s = self._now_s - self._views.leader_heard_s
+        if self.presence.has_left(self.leader):
+            self._enter(self.view + 1, f"leader {self.leader} has left", out)
+        elif silence_s > self._silence_s:
+            self._enter(self.view + 1, f"leader {self.leader} was silent for {silence_s:.1f} s", out)
+
+    def open(self, here: tuple[PeerId, ...]) -> None:
+        """Without a roster: these start."""
+        self.opened = here
+
+    def move(self, chain: ChainState, committed_view: int | None) -> None:
+        """A new head, by a commit of that view's leader or by catching up (None)."""
+        self.chain, self.opened = chain, ()
+        self.presence.start(self._now_s)
+        if committed_view is None:
+            self._views.lose(self._now_s)
+        else:
+            self._views.enter(committed_view, self._now_s)  # it works: whoever had given up on it comes back
+            self._views.led(self._now_s)
+
+    def _enter(self, view: int, reason: str, out: Outbox) -> None:
+        self._views.enter(view, self._now_s)
+        out.happened(ViewChanged(view, self.leader, reason[:400]))
+        if self.is_ours:
+            self.presence.listen(self._now_s)
+            for peer in self.members:
+                out.send(peer, NewView(view, self.chain.head))
