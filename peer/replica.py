@@ -164,7 +164,7 @@ class Replica:
             state = after_commit(self.math, kept[-1].state, commit.commit, self._read_blob)
             kept.append(self._versioned(state))
         log = (*self._log_until(base), *commits)
-        return self._move(kept[-KEPT_STATES:], log[-KEPT_COMMITS:], theta_N)
+        return self._move(kept[-KEPT_STATES:], log[-KEPT_COMMITS:], theta_N, start.state.chain)
 
     def adopt(self, record: StateRecord, theta_N: Tensor, *, keep_progress: bool) -> Moved:
         """HEAD to a snapshot whose blobs are in the store. `keep_progress=False`: our own state was wrong, so the work on
@@ -178,9 +178,11 @@ class Replica:
         self._versions = [version]
         return moved
 
-    def _move(self, versions: list[Version], log: tuple[Commit, ...], theta_N: Tensor) -> Moved:
+    def _move(
+        self, versions: list[Version], log: tuple[Commit, ...], theta_N: Tensor, base: ChainState | None = None
+    ) -> Moved:
         new = versions[-1].state
-        moved = move_head(self._ledger, self.present.state, new, theta_N)
+        moved = move_head(self._ledger, self.present.state, new, theta_N, base)
         ledger = moved.ledger
         for seq in list(ledger.pending):
             announced = self.contributions.get(seq)

@@ -37,7 +37,7 @@ class CutRecord:
     after_N: Tensor  # residual once it is listed: e1
     tokens: int
     steps: int
-    listed_at: int = 0  # version that listed it; 0: none yet
+    listed_at: int = 0  # the latest version that may have listed it, or of giving it up; 0: pending
 
 
 @dataclass(frozen=True, slots=True)
@@ -98,8 +98,13 @@ class Moved:
     unknown: tuple[int, ...]  # own numbers listed of which there is no record: their residual is given up
 
 
-def move_head(ledger: Ledger, old: SharedState, new: SharedState, theta_N: Tensor) -> Moved:
-    """HEAD old -> new: theta' = A' + g', with own contributions listed or undone in between."""
+def move_head(
+    ledger: Ledger, old: SharedState, new: SharedState, theta_N: Tensor, base: ChainState | None = None
+) -> Moved:
+    """HEAD old -> new: theta' = A' + g', with own contributions listed or undone in between.
+
+    `base` is where the two chains part; None: `new` follows `old`, or no undo will reach behind it.
+    """
     was, will = _own_numbers(old.chain, new.chain, ledger)
     progress_N, residual_N = theta_N - old.anchor_N, ledger.residual_N
     pending, listed, withdrawn = dict(ledger.pending), dict(ledger.listed), dict(ledger.withdrawn)
@@ -110,6 +115,10 @@ def move_head(ledger: Ledger, old: SharedState, new: SharedState, theta_N: Tenso
             progress_N = progress_N - record.delta_N
             residual_N = residual_N + (record.before_N - record.after_N)
             pending[seq] = replace(record, listed_at=0)
+    if base is not None:  # what both sides list, the new one may have listed later
+        for seq, one in listed.items():
+            if one.listed_at > base.version:
+                listed[seq] = replace(one, listed_at=new.chain.version)
     newly, unknown = [], []
     for seq in sorted(will - was):
         record_or_none = pending.pop(seq, None) or withdrawn.pop(seq, None)
@@ -122,18 +131,26 @@ def move_head(ledger: Ledger, old: SharedState, new: SharedState, theta_N: Tenso
         newly.append(seq)
     if unknown:  # work of a former life: never counted twice, its residual is a declared loss
         residual_N = torch.zeros_like(residual_N)
-    kept = {seq: one for seq, one in listed.items() if one.listed_at > new.chain.version - UNDO_DEPTH}
-    moved = replace(ledger, residual_N=residual_N, pending=pending, listed=kept, withdrawn=withdrawn)
+    # A withdrawn one was too old to be listed at `old` already; another branch may have done so before it was.
+    withdrawn = {seq: replace(one, listed_at=one.listed_at or old.chain.version) for seq, one in withdrawn.items()}
+    oldest = new.chain.version - UNDO_DEPTH
+    moved = Ledger(ledger.author, residual_N, pending, _since(oldest, listed), _since(oldest, withdrawn))
     return Moved(moved, new.anchor_N + progress_N, tuple(newly), undone, tuple(unknown))
 
 
 def withdraw(ledger: Ledger, seq: int) -> Ledger:
     """WITHDRAW: the author gives a contribution up; its delta is still in theta, its residual in e: nothing is lost.
 
-    The newest record given up is kept: should a commit list it after all, that is an ordinary HEAD.
+    It must be so old that no commit on this head may list it. Its record is kept for as long as another branch may be
+    reached that listed it in time; that is an ordinary HEAD.
     """
     pending = {one: record for one, record in ledger.pending.items() if one != seq}
-    return replace(ledger, pending=pending, withdrawn={seq: ledger.pending[seq]})
+    return replace(ledger, pending=pending, withdrawn={**ledger.withdrawn, seq: ledger.pending[seq]})
+
+
+def _since(oldest: int, records: dict[int, CutRecord]) -> dict[int, CutRecord]:
+    """Those above that version: an undo may still reach them."""
+    return {seq: one for seq, one in records.items() if one.listed_at > oldest}
 
 
 def _own_numbers(old: ChainState, new: ChainState, ledger: Ledger) -> tuple[set[int], set[int]]:
