@@ -56,7 +56,7 @@ MAX_KNOCKS: Final = 64  # addresses of the book tried in one go
 GIVE_UP_AFTER_KNOCKS: Final = 3
 SURVEY_S: Final = 5.0
 STORE_STATUS_S: Final = 5.0  # the archive is told of a peer's status so often
-_MAX_CHECKED: Final = 16_384  # sealed statuses whose signatures were verified lately, by digest
+_MAX_CHECKED: Final = 2048  # sealed statuses whose signatures were verified lately, by digest; about 3 kB each
 
 Item = Seen | Happened | Trouble
 
