@@ -67,11 +67,17 @@ class _Process:
     name: str
     popen: subprocess.Popen[bytes]
     log: IO[bytes]
+    asked: bool = False
+
+    def ask_to_leave(self, number: int = signal.SIGTERM) -> None:
+        """Signals it, once: a second signal would mean "at once"."""
+        if not self.asked and self.popen.poll() is None:
+            self.popen.send_signal(number)
+        self.asked = True
 
     def stop(self, number: int = signal.SIGTERM) -> int:
         """Ends it and waits; returns its exit code."""
-        if self.popen.poll() is None:
-            self.popen.send_signal(number)
+        self.ask_to_leave(number)
         try:
             code = self.popen.wait(STOP_TIMEOUT_S)
         except subprocess.TimeoutExpired:
@@ -130,8 +136,7 @@ def _clean_stage(stage: _Stage) -> Iterator[None]:
     finally:
         processes = [*stage.peers.values(), *([stage.monitor] if stage.monitor else [])]
         for process in processes:  # all at once, so that they say goodbye together
-            if process.popen.poll() is None:
-                process.popen.terminate()
+            process.ask_to_leave()
         for process in processes:
             process.stop()
 
@@ -170,7 +175,10 @@ def _play(stage: _Stage, seconds: int) -> Outcome:
     trained_s = time.monotonic() - began
     if stage.monitor is not None:
         stage.monitor.stop(signal.SIGINT)
-    codes = {name: process.stop() for name, process in stage.peers.items() if name != victim}
+    leaving = {name: process for name, process in stage.peers.items() if name != victim}
+    for process in leaving.values():  # all at once, as a room empties
+        process.ask_to_leave()
+    codes = {name: process.stop() for name, process in leaving.items()}
     config = Manifest.from_bytes((stage.out / "run.manifest").read_bytes()).config
     cache = stage.out / "data" / "cache"
     played = Played(victim, killed_at, codes, trained_s, checkpoint, config.data, cache)
