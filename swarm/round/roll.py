@@ -29,9 +29,14 @@ class Roll:
         self._heard: dict[PeerId, Heard] = {}
 
     def hear(self, status: PeerStatus, sealed: bytes, now_s: float) -> bool:
-        """Takes a status; returns whether the peer is new here or back. Older beats than the known one are ignored."""
+        """Takes a status; returns whether the peer is new here or back. Older beats than the known one are ignored.
+
+        Who said goodbye comes back as another incarnation: a status of the one that left was only long on its way.
+        """
         known = self._heard.get(status.peer)
         if known is not None and status.beat <= known.status.beat:
+            return False
+        if known is not None and known.left and status.incarnation <= known.status.incarnation:
             return False
         if known is None and len(self._heard) >= MAX_HEARD:
             del self._heard[min(self._heard, key=lambda peer: self._heard[peer].at_s)]
