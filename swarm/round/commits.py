@@ -1,4 +1,5 @@
-"""What a member checks before it accepts a commit: the chain's rules, and that every author announced what is listed."""
+"""What a member checks before it accepts a commit: the chain's rules, and that every author announced what is listed; and
+what it tells of it afterwards."""
 
 from __future__ import annotations
 
@@ -6,11 +7,13 @@ from collections.abc import Callable
 from dataclasses import dataclass
 
 from swarm import chain as chains
-from swarm.chain import ChainState, Entry
+from swarm.chain import ChainState, Entry, leader_of
 from swarm.errors import RemoteError
+from swarm.events import RoundCommitted
 from swarm.identity import PeerId
 from swarm.messages import Commit, Contribution
 from swarm.round.docket import may_be_listed
+from swarm.round.facts import HeadReached
 
 OpenContribution = Callable[[bytes], Contribution]
 """Opens and verifies a sealed contribution; raises RemoteError."""
@@ -36,6 +39,25 @@ def check_commit(chain: ChainState, commit: Commit, open_contribution: OpenContr
     return tuple(
         Listed(_announced(entry, open_contribution(sealed), chain), sealed, holders.peers)
         for entry, sealed, holders in zip(entries, commit.announcements, commit.holders, strict=True)
+    )
+
+
+def committed(commit: Commit, old: ChainState, reached: HeadReached, duration_s: float) -> RoundCommitted:
+    """The event of a move from `old` by this commit."""
+    listed = tuple(sorted({entry.author for entry in commit.commit.entries}))
+    return RoundCommitted(
+        version=reached.chain.version,
+        head=reached.chain.head,
+        state_digest=reached.state_digest,
+        tokens=commit.commit.tokens,
+        tokens_in_all=reached.chain.tokens,
+        leader=leader_of(commit.view, old.roster) or min(listed),
+        view=commit.view,
+        listed=listed,
+        left_out=tuple(peer for peer in old.roster if peer not in listed),
+        minority=commit.commit.minority,
+        duration_s=duration_s,
+        reason=commit.reason,
     )
 
 

@@ -12,12 +12,11 @@ from __future__ import annotations
 
 from typing import Final
 
-from swarm import chain as chains
-from swarm.chain import ChainState, leader_of
+from swarm.chain import ChainState
 from swarm.config import RunConfig
 from swarm.digest import Digest
 from swarm.errors import RemoteError
-from swarm.events import PeerJoined, PeerLeft, PeerMisbehaved, RoundCommitted, StateDiffered
+from swarm.events import PeerJoined, PeerLeft, PeerMisbehaved, StateDiffered
 from swarm.identity import PeerId
 from swarm.messages import (
     Activity,
@@ -32,12 +31,11 @@ from swarm.messages import (
     RoundOpened,
 )
 from swarm.round.choose import Deadlines, RoundView
-from swarm.round.commits import OpenContribution, check_commit
+from swarm.round.commits import OpenContribution, committed
 from swarm.round.exchange import Exchange
 from swarm.round.facts import (
     BlobFailed,
     BlobStored,
-    CatchUp,
     CatchUpEnded,
     CutDone,
     Effect,
@@ -45,7 +43,6 @@ from swarm.round.facts import (
     Figures,
     HeadReached,
     Measured,
-    MoveTo,
     Received,
     RequestCut,
     Tick,
@@ -54,12 +51,12 @@ from swarm.round.facts import (
 from swarm.round.leader import Leading, brief
 from swarm.round.outbox import Outbox
 from swarm.round.own import Self, Standing, make_status
+from swarm.round.passage import Passage
 from swarm.round.presence import Presence, key_of
 from swarm.round.turn import Turn
 
 MIN_ISOLATION_S: Final = 30.0  # an outage of a minute must make no fork: members go on training without commits
 ISOLATION_DEADLINES: Final = 3  # round deadlines without a majority before whoever is left commits alone
-MISSED_COMMIT_HEARTBEATS: Final = 2  # how long a newer head elsewhere may be on its way before we go and get it
 MISSED_BEATS: Final = 2  # heartbeats that a leader waits before it asks a member where it is
 HOLDING_NAMED: Final = 64  # blobs that a status names: all of the last rounds of a group of 16
 
@@ -79,7 +76,6 @@ class Participant:
         self.me = me
         self.state_digest = state_digest
         self.figures = Figures()
-        self.syncing = False
         self.leaving = False
         self._config = config
         self._round = config.round
@@ -93,19 +89,15 @@ class Participant:
         self.presence = Presence(me.peer, self._round.leader_timeout_s)
         self._turn = Turn(chain, self.presence, view, self._deadlines.isolation_s, self._round.leader_timeout_s)
         self._exchange = Exchange(me.peer, self._round.heartbeat_s)
+        self._out = Outbox(me.peer)
+        self._passage = Passage(self._turn, self._exchange, self._out, self._round, open_contribution)
         self._brief: LeaderBrief | None = None
-        self._commit: Commit | None = None  # accepted; its blobs are being fetched, or the trainer is moving
-        self._commit_since_s = 0.0
-        self._moving = False
-        self._next_commit: Received | None = None  # came early: its parent is where the trainer is moving to
         self._last_lead: Leading | None = None
         self._beats = 0
         self._beat_due_s = 0.0
         self._beaten_view = view
-        self._behind_since_s: float | None = None
         self._now_s = 0.0
         self._started = False
-        self._out = Outbox(me.peer)
 
     # ---------------------------------------------------------------- reading
 
@@ -138,6 +130,11 @@ class Participant:
         return self._turn.is_ours and not self.leaving
 
     @property
+    def syncing(self) -> bool:
+        """Whether we are catching up."""
+        return self._passage.is_syncing
+
+    @property
     def may_train(self) -> bool:
         """Whether this head gives us a lease."""
         return self.me.peer in self.members and not self.syncing
@@ -157,9 +154,8 @@ class Participant:
         """Why nothing seems to happen, for the screen; "" while training."""
         if self.syncing:
             return "catching up with the swarm"
-        if self._commit is not None and not self._moving:
-            missing = sum(not self._exchange.holds(entry.root) for entry in self._commit.commit.entries)
-            return f"fetches {missing} contributions of version {self.chain.version + 1}"
+        if self._passage.num_missing:
+            return f"fetches {self._passage.num_missing} contributions of version {self.chain.version + 1}"
         if self.may_train and not self._exchange.pending():
             return ""
         if self.is_leader:
@@ -205,8 +201,8 @@ class Participant:
             case HeadReached():
                 self._head_reached(fact)
             case CatchUpEnded():  # also of a move that the trainer could not make
-                self._commit, self._moving, self.syncing = None, False, False
-                self._last_lead, self._behind_since_s = None, None
+                self._passage.end(None)
+                self._last_lead = None
             case Unreached() | Tick():
                 pass
         if not self.leaving:
@@ -241,7 +237,7 @@ class Participant:
                 if head == self.chain.head and self._turn.accept(sender, view, self._out):
                     self._request_cut(reason)
             case Commit():
-                self._receive_commit(Received(sender, message, sealed))
+                self._passage.receive(Received(sender, message, sealed), self._now_s)
             case NewView(view, head):
                 if head == self.chain.head:
                     self._turn.accept(sender, view, self._out)
@@ -282,9 +278,9 @@ class Participant:
         if heard.head != self.chain.head or not self._turn.accept(sender, heard.view, self._out):
             return
         self._brief = heard
-        if heard.state_digest != self.state_digest and not self.syncing and not self._moving:
+        if heard.state_digest != self.state_digest and not self.syncing and not self._passage.is_moving:
             self._out.happened(StateDiffered(self.chain.version, self.state_digest, heard.state_digest))
-            self._catch_up((sender,), whole=True, reason="our state differs from the leader's at the same head")
+            self._passage.catch_up((sender,), whole=True, reason="our state differs from the leader's at the same head")
 
     # ---------------------------------------------------------------- contributions
 
@@ -300,74 +296,17 @@ class Participant:
 
     # ---------------------------------------------------------------- commits and heads
 
-    def _receive_commit(self, received: Received) -> None:
-        commit: Commit = received.message
-        if self._moving and self._commit is not None:
-            if commit.parent == chains.head_after(self._commit.parent, self._commit.commit):
-                self._next_commit = received
-            return
-        if commit.parent != self.chain.head or self.syncing:
-            return  # a newer head is noticed through statuses, and fetched
-        if self._commit is not None and commit.view <= self._commit.view:
-            return  # only a later leader's list takes the place of one whose blobs do not come
-        if not self._turn.accept(received.sender, commit.view, self._out):
-            return
-        try:
-            listed = check_commit(self.chain, commit, self._open_contribution)
-        except RemoteError as error:
-            self._out.happened(PeerMisbehaved(received.sender, f"its commit: {error}"[:400]))
-            return
-        self._commit, self._commit_since_s = commit, self._now_s
-        for one in listed:
-            self._out.add(*self._exchange.listed(one, self.chain))
-
-    def _drive_commit(self) -> None:
-        if self._commit is None or self._moving:
-            return
-        if all(self._exchange.holds(entry.root) for entry in self._commit.commit.entries):
-            self._moving = True
-            self._out.add(MoveTo(self._commit))
-        elif self._now_s - self._commit_since_s > self._round.exchange_deadline_s:
-            holders = {peer for one in self._commit.holders for peer in one.peers} - {self.me.peer}
-            self._catch_up(tuple(sorted(holders)), whole=False, reason="a committed contribution could not be fetched")
-
     def _head_reached(self, reached: HeadReached) -> None:
-        old, commit = self.chain, self._commit
-        by_commit = commit is not None and chains.head_after(commit.parent, commit.commit) == reached.chain.head
-        duration_s = self._now_s - self.presence.head_since_s
+        old, duration_s = self.chain, self._now_s - self.presence.head_since_s
+        commit = self._passage.end(reached.chain)
         self.state_digest = reached.state_digest
-        self._commit, self._moving, self.syncing = None, False, False
-        self._last_lead, self._behind_since_s, self._brief = None, None, None
+        self._last_lead, self._brief = None, None
         self._beat_due_s = self._now_s
-        self._turn.move(reached.chain, commit.view if by_commit and commit else None)
-        if by_commit and commit is not None:
-            self._out.happened(self._committed(old, commit, duration_s))
+        self._turn.move(reached.chain, None if commit is None else commit.view)
+        if commit is not None:
+            self._out.happened(committed(commit, old, reached, duration_s))
         self._exchange.move(self.chain, reached.still_pending)
-        if self._next_commit is not None:
-            early, self._next_commit = self._next_commit, None
-            self._receive_commit(early)
-
-    def _committed(self, old: ChainState, commit: Commit, duration_s: float) -> RoundCommitted:
-        listed = tuple(sorted({entry.author for entry in commit.commit.entries}))
-        return RoundCommitted(
-            version=self.chain.version,
-            head=self.chain.head,
-            state_digest=self.state_digest,
-            tokens=commit.commit.tokens,
-            tokens_in_all=self.chain.tokens,
-            leader=leader_of(commit.view, old.roster) or min(listed),
-            view=commit.view,
-            listed=listed,
-            left_out=tuple(peer for peer in old.roster if peer not in listed),
-            minority=commit.commit.minority,
-            duration_s=duration_s,
-            reason=commit.reason,
-        )
-
-    def _catch_up(self, peers: tuple[PeerId, ...], *, whole: bool, reason: str) -> None:
-        self.syncing = True
-        self._commit = None
-        self._out.add(CatchUp(peers, whole, reason))
+        self._passage.take_early(self._now_s)
 
     # ---------------------------------------------------------------- what time brings
 
@@ -375,9 +314,9 @@ class Participant:
         """Everything that follows from where we stand now; runs after every fact."""
         self._turn.note_silences()
         self._out.add(*self._exchange.retries(self.chain, self._now_s))
-        self._drive_commit()
-        self._drive_catch_up()
-        if not self.syncing and self._commit is None and self._behind_since_s is None:
+        self._passage.go_on(self._now_s)
+        self._passage.look_ahead(self._now_s)
+        if not self._passage.is_under_way:
             self._turn.pass_on(self._out)
         if self.is_leader and not self.syncing:
             self._lead()
@@ -385,22 +324,6 @@ class Participant:
             self._beaten_view = self.view
             self._beat_due_s = self._now_s + self._round.heartbeat_s
             self._beat()
-
-    def _drive_catch_up(self) -> None:
-        """Notices a better head elsewhere; goes to get it once the commit has had its time to arrive by itself."""
-        if self.syncing or self._moving or self._commit is not None:
-            return
-        ahead = self.presence.ahead_of(self.chain, self._now_s)
-        if not ahead:
-            self._behind_since_s = None
-            return
-        if self._behind_since_s is None:
-            self._behind_since_s = self._now_s
-        waited_s = self._now_s - self._behind_since_s
-        far = ahead[0].version > self.chain.version + 1
-        if far or waited_s >= MISSED_COMMIT_HEARTBEATS * self._round.heartbeat_s:
-            peers = tuple(status.peer for status in ahead)
-            self._catch_up(peers, whole=False, reason=f"{peers[0]} is at version {ahead[0].version}")
 
     def _beat(self) -> None:
         """Tells the leader of us. A leader tells members who do not beat, in case they follow another or are elsewhere;
@@ -427,7 +350,7 @@ class Participant:
 
     def _lead(self) -> None:
         leading = self._last_lead = self._leading or Leading(self.view, self.chain.head, began_s=self._now_s)
-        if self._behind_since_s is not None:
+        if self._passage.knows_better:
             return  # a better head is on its way: what we issued here would only be undone
         if not self.members and not self._open_round(leading):
             return
@@ -441,8 +364,8 @@ class Participant:
         if commit is not None:
             for peer in sorted({*round_view.present, *self.members}):
                 self._out.send(peer, commit)
-            self._receive_commit(Received(self.me.peer, commit))
-            self._drive_commit()
+            self._passage.receive(Received(self.me.peer, commit), self._now_s)
+            self._passage.go_on(self._now_s)
 
     def _open_round(self, leading: Leading) -> bool:
         here = tuple(sorted({self.me.peer, *(status.peer for status in self._turn.at_head())}))
