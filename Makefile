@@ -27,8 +27,10 @@ demo: $(STAMP) ## raise a local swarm of real processes on real text and show it
 demo-short: $(STAMP) ## the same in about a minute, for CI
 	$(VENV)/bin/barnraise demo --short
 
+# hivemind and libp2p cannot live in one process, so neither can their tests.
 test: $(STAMP) ## the full test suite
 	$(PY) -m pytest
+	$(PY) -m pytest --libp2p
 
 lint: $(STAMP) ## ruff (lint and format) and mypy
 	$(VENV)/bin/ruff check .

@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import os
+from pathlib import Path
 
 import pytest
 
@@ -21,3 +22,14 @@ def pytest_collection_modifyitems(config: pytest.Config, items: list[pytest.Item
         return
     config.hook.pytest_deselected(items=gpu)
     items[:] = [item for item in items if not item.get_closest_marker("gpu")]
+
+
+def pytest_addoption(parser: pytest.Parser) -> None:
+    parser.addoption("--libp2p", action="store_true", help="run tests/libp2p, and nothing else")
+
+
+def pytest_ignore_collect(collection_path: Path, config: pytest.Config) -> bool | None:
+    """hivemind and libp2p register the same protobuf symbols: their tests run in two processes (`make test`)."""
+    if collection_path.is_dir() and collection_path.parent == Path(__file__).parent:
+        return (collection_path.name == "libp2p") != bool(config.getoption("--libp2p")) or None
+    return None
