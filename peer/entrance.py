@@ -9,7 +9,7 @@ import torch
 
 from peer.address_book import AddressBook
 from peer.data.windows import describe_data
-from peer.home import Home, cache_folder, last_home, open_default_home, open_home
+from peer.home import Home, HomeInUse, cache_folder, last_home, open_default_home, open_home
 from peer.model import genesis_digest, initial_parameters, layout_of, meta_model
 from peer.options import PeerOptions
 from peer.screen import Screen
@@ -67,12 +67,11 @@ def enter(options: PeerOptions, screen: Screen) -> Entrance:
     """Finds the run and the home; raises a UserError that says what to do."""
     if options.join is not None:
         return _enter_by_invite(Invite.parse(options.join), options)
-    resumed = options.home or (None if options.new or options.config else last_home())
-    if resumed is not None and (resumed / "run.manifest").exists() and not options.new and options.config is None:
-        home = open_home(resumed)
-        manifest = home.manifest()
-        assert manifest is not None
-        return Entrance(home, manifest.run_id, manifest, AddressBook(home.book).addresses(), is_new=False)
+    resumes = not options.new and options.config is None
+    if resumes and options.home is not None and Home(options.home).manifest() is not None:
+        return _resume(open_home(options.home))
+    if resumes and options.home is None and (last := last_home()) is not None:
+        return _resume_last(last, options)
     found = read_config(options.config)
     if isinstance(found, Manifest):
         manifest, keypair = found, None
@@ -81,13 +80,14 @@ def enter(options: PeerOptions, screen: Screen) -> Entrance:
         manifest = complete_manifest(found, options, keypair, screen)
     home = open_home(options.home) if options.home else open_default_home(manifest.run_id, options.name)
     try:
-        _adopt_identity(home, keypair)
         known = home.manifest()
         if known is not None and known.run_id != manifest.run_id:
             raise StateError(
                 f"{home.path} belongs to run {known.run_id}; leave out --new and --config to resume it, "
                 "or give the new run another --home"
             )
+        if keypair is not None:
+            home.adopt(keypair)  # who signed a new manifest is its first peer
         home.keep_manifest(manifest)
     except BaseException:
         home.release()
@@ -95,12 +95,28 @@ def enter(options: PeerOptions, screen: Screen) -> Entrance:
     return Entrance(home, manifest.run_id, manifest, AddressBook(home.book).addresses(), is_new=known is None)
 
 
-def _adopt_identity(home: Home, keypair: Keypair | None) -> None:
-    """The key that signed a new manifest becomes the peer's, unless the home has one."""
-    path = home.path / "identity.key"
-    if keypair is not None and not path.exists():
-        path.write_bytes(keypair.to_libp2p())
-        path.chmod(0o600)
+def _resume(home: Home) -> Entrance:
+    try:
+        manifest = home.manifest()
+        assert manifest is not None
+        return Entrance(home, manifest.run_id, manifest, AddressBook(home.book).addresses(), is_new=False)
+    except BaseException:
+        home.release()
+        raise
+
+
+def _resume_last(path: Path, options: PeerOptions) -> Entrance:
+    """The home used last; while another process uses it, the next free one of the same run, which joins that process."""
+    try:
+        return _resume(open_home(path))
+    except HomeInUse:
+        running = Home(path)
+    manifest = running.manifest()
+    assert manifest is not None
+    home = open_default_home(manifest.run_id, options.name)
+    home.note = f"{path.name} is running already: this one is {home.path.name}, at home in {home.path}"
+    known = (*running.own_addresses(), *AddressBook(home.book).addresses())
+    return Entrance(home, manifest.run_id, manifest, tuple(dict.fromkeys(known)), is_new=False)
 
 
 def _enter_by_invite(invite: Invite, options: PeerOptions) -> Entrance:

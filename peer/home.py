@@ -16,11 +16,11 @@ from typing import IO, Final
 
 import platformdirs
 
-from peer.blob_store import disk_errors
 from peer.data.cache import write_atomically
+from peer.disk import disk_errors
 from swarm.digest import Digest
 from swarm.errors import BadSignature, ConfigError, MalformedBytes, StateError
-from swarm.identity import Keypair, load_or_create_keypair
+from swarm.identity import Keypair, load_or_create_keypair, store_keypair
 from swarm.manifest import Manifest
 
 DATA_ENV: Final = "BARNRAISE_DATA"  # another place for everything that is kept; tests and the demo use it
@@ -43,6 +43,10 @@ def cache_folder() -> Path:
 def run_folder(run: Digest) -> Path:
     """The default homes of one run."""
     return data_folder() / "runs" / run.hex()[:16]
+
+
+class HomeInUse(StateError):
+    """Another process holds the lock of this home."""
 
 
 @dataclass(slots=True)
@@ -78,10 +82,18 @@ class Home:
         path = self.path / _MANIFEST
         if not path.exists():
             return None
+        with disk_errors(path):
+            raw = path.read_bytes()
         try:
-            return Manifest.from_bytes(path.read_bytes())
+            return Manifest.from_bytes(raw)
         except (MalformedBytes, BadSignature) as error:
             raise StateError(f"{path}: {error}; remove it and join again with the invite") from None
+
+    def adopt(self, keypair: Keypair) -> None:
+        """Makes that key this peer's identity, unless it has one. Raises StateError."""
+        path = self.path / "identity.key"
+        if not path.exists():
+            store_keypair(path, keypair)
 
     def keep_manifest(self, manifest: Manifest) -> None:
         write_atomically(self.path / _MANIFEST, manifest.to_bytes())
@@ -91,6 +103,12 @@ class Home:
         with contextlib.suppress(OSError, UnicodeDecodeError):
             return tuple((self.path / _LISTEN).read_text().split())
         return ()
+
+    def own_addresses(self) -> tuple[str, ...]:
+        """Where this peer can be dialled from this very machine, while it runs."""
+        peer_id = self.keypair().peer_id.base58
+        here = (one.replace("/0.0.0.0/", "/127.0.0.1/") for one in self.listen() if not one.endswith("/tcp/0"))
+        return tuple(f"{one}/p2p/{peer_id}" for one in here)
 
     def keep_listen(self, addresses: tuple[str, ...]) -> None:
         write_atomically(self.path / _LISTEN, "\n".join(addresses).encode())
@@ -106,22 +124,33 @@ class Home:
 
 
 def open_home(path: Path) -> Home:
-    """That folder, made and locked; raises StateError when another process uses it."""
+    """That folder, made and locked; raises HomeInUse when another process uses it."""
     with disk_errors(path):
         path.mkdir(parents=True, exist_ok=True)
         lock = open(path / "lock", "a+")  # noqa: SIM115  held until release
     try:
         fcntl.flock(lock, fcntl.LOCK_EX | fcntl.LOCK_NB)
-    except OSError:
+    except BlockingIOError:
         lock.seek(0)
         owner = lock.read(32).strip()
         lock.close()
         who = f"process {owner}" if owner else "another process"
-        raise StateError(f"{path} is in use by {who}; stop it, or give this peer its own --home") from None
-    lock.seek(0)
-    lock.truncate()
-    lock.write(str(os.getpid()))
-    lock.flush()
+        raise HomeInUse(f"{path} is in use by {who}; stop it, or give this peer its own --home") from None
+    except OSError as error:
+        lock.close()
+        raise StateError(
+            f"{path / 'lock'} cannot be locked: {error.strerror}; choose a --home on a local disk"
+        ) from None
+    try:
+        with disk_errors(path):
+            lock.seek(0)
+            lock.truncate()
+            lock.write(str(os.getpid()))
+            lock.flush()
+    except StateError:
+        with contextlib.suppress(OSError):
+            lock.close()
+        raise
     return Home(path, _lock=lock)
 
 
@@ -133,10 +162,10 @@ def open_default_home(run: Digest, name: str | None) -> Home:
     for number in range(1, MAX_DEFAULT_HOMES + 1):
         try:
             home = open_home(folder / f"peer-{number}")
-        except StateError:
+        except HomeInUse:
             continue
         if number > 1:
-            home.note = f"peer-{number - 1} is running already: this one is peer-{number}"
+            home.note = f"peer-{number - 1} is running already: this one is peer-{number}, at home in {home.path}"
         return home
     raise StateError(f"{folder}: all {MAX_DEFAULT_HOMES} default homes are in use; give this peer its own --home")
 
@@ -144,8 +173,9 @@ def open_default_home(run: Digest, name: str | None) -> Home:
 def last_home() -> Path | None:
     """The home used last, if it still holds a run."""
     with contextlib.suppress(OSError, UnicodeDecodeError):
-        path = Path((data_folder() / "last").read_text().strip())
-        if (path / _MANIFEST).exists():
+        named = (data_folder() / "last").read_text().strip()
+        path = Path(named)
+        if named and (path / _MANIFEST).exists():
             return path
     return None
 

@@ -8,11 +8,12 @@ import socket
 from pathlib import Path
 from typing import Final
 
-from peer.home import open_default_home, open_home
+from peer.home import open_default_home, open_home, safe_name
 from peer.options import PeerOptions
 from peer.screen import Screen, error_line
 from peer.stopping import Stopping
-from swarm.errors import BarnraiseError, ConfigError, LocalError
+from swarm.errors import BarnraiseError, ConfigError, DataError, LocalError
+from swarm.invite import Invite
 
 EXIT_FAILED: Final = 2
 LOG_ENV: Final = "BARNRAISE_LOG"  # a level such as DEBUG, for people who look into a problem
@@ -29,23 +30,40 @@ def run_peer(options: PeerOptions) -> int:
         error_line(error)
         return EXIT_FAILED
     try:
+        _check_early(options)
         from peer.start import Peer
 
         reason = Peer(options, screen, stopping).run()
         screen.say(f"left: {reason}; everything is saved")
         return 0
     except KeyboardInterrupt:
+        screen.say("stopped before training began")
         return 0
     except LocalError:
         raise  # a bug of ours: the traceback is what helps
-    except BarnraiseError as error:
-        error_line(error)
-        return EXIT_FAILED
-    except OSError as error:
+    except (BarnraiseError, OSError) as error:
+        screen.close()
         error_line(error)
         return EXIT_FAILED
     finally:
         screen.close()
+
+
+def _check_early(options: PeerOptions) -> None:
+    """What can be told at once, before torch is loaded, which takes seconds. Raises ConfigError or DataError."""
+    if options.join is not None:
+        Invite.parse(options.join)
+        if options.new or options.config is not None:
+            raise ConfigError(
+                "--join enters a run that is there, --new and --config start another one: give one of them"
+            )
+    if options.name is not None:
+        safe_name(options.name)
+    if options.config is not None and not options.config.is_file():
+        raise ConfigError(f"--config {options.config}: there is no such file")
+    for option, path in (("--data", options.data), ("--tokenizer", options.tokenizer)):
+        if path is not None and not path.exists():
+            raise DataError(f"{option} {path}: there is no such file or folder")
 
 
 def make_run(
@@ -62,7 +80,6 @@ def make_run(
     from peer.entrance import complete_manifest, read_config
     from swarm.config import RunConfig
     from swarm.identity import Keypair
-    from swarm.invite import Invite
 
     screen = Screen(quiet=False, json_events=None)
     try:

@@ -67,6 +67,7 @@ class Network:
         self._tasks = asyncio.TaskGroup()
         self._daemon: Daemon | None = None
         self._sockets: SocketDirectory
+        self._has_sockets = False
         self._children: list[asyncio.Task[None]] = []
 
     @property
@@ -80,7 +81,8 @@ class Network:
 
     def remove_sockets(self) -> None:
         """Removes the socket folder at once, for a process that ends without unwinding. The daemon dies with its parent."""
-        self._sockets.remove()
+        if self._has_sockets:
+            self._sockets.remove()
 
     @property
     def up_bytes(self) -> int:
@@ -110,6 +112,7 @@ class Network:
             parse_address(address)
         async with AsyncExitStack() as stack:  # undoes what was begun when a later step fails
             self._sockets = SocketDirectory(self._config.sockets_parent)
+            self._has_sockets = True
             stack.callback(self._sockets.remove)
             await stack.enter_async_context(self._tasks)
             self.transport = HivemindTransport(self._keypair.peer_id, self._tasks, local=self._config.local)

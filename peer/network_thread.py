@@ -9,6 +9,7 @@ trainer runs is handed over through `on_end`.
 from __future__ import annotations
 
 import asyncio
+import contextlib
 import threading
 from collections.abc import Callable, Coroutine
 from concurrent.futures import Future, wait
@@ -33,6 +34,8 @@ class NetworkThread:
         self._up: Future[Network] = Future()
         self._loop: asyncio.AbstractEventLoop | None = None
         self._ending: asyncio.Event | None = None
+        self._main_task: asyncio.Task[Any] | None = None
+        self._network: Network | None = None
         self._on_end: OnEnd = lambda _: None
         self._background: Future[None] | None = None
         self._thread = threading.Thread(target=self._run, name="network", daemon=True)
@@ -70,15 +73,24 @@ class NetworkThread:
 
     def remove_sockets(self) -> None:
         """Removes the daemon's socket folder; for a process that is about to end without unwinding."""
-        if self._up.done() and self._up.exception() is None:
-            self._up.result().remove_sockets()
+        if self._network is not None:
+            self._network.remove_sockets()
 
     def stop(self, timeout_s: float) -> bool:
-        """Ends the network, daemon included; returns whether it ended in time."""
-        if self._loop is not None and self._ending is not None and self._thread.is_alive():
-            self._loop.call_soon_threadsafe(self._ending.set)
+        """Ends the network, daemon included, even one that is still dialling; returns whether it ended in time."""
+        if self._thread.ident is None:
+            return True  # never started
+        with contextlib.suppress(RuntimeError):  # the loop has just been closed
+            if self._loop is not None:
+                self._loop.call_soon_threadsafe(self._end)
         self._thread.join(timeout_s)
         return not self._thread.is_alive()
+
+    def _end(self) -> None:
+        assert self._ending is not None and self._main_task is not None
+        self._ending.set()
+        if not self._up.done():
+            self._main_task.cancel()
 
     def _run(self) -> None:
         try:
@@ -90,9 +102,10 @@ class NetworkThread:
                 self._on_end(error)
 
     async def _main(self) -> None:
+        self._ending, self._main_task = asyncio.Event(), asyncio.current_task()
         self._loop = asyncio.get_running_loop()
-        self._ending = asyncio.Event()
-        async with Network(*self._own) as network:
+        self._network = Network(*self._own)
+        async with self._network as network:
             self._up.set_result(network)
             await self._ending.wait()
 

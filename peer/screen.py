@@ -5,11 +5,13 @@ On a terminal the last line is live; in a pipe there are only lines. Text from o
 
 from __future__ import annotations
 
+import contextlib
 import json
+import math
 import sys
 import threading
 from pathlib import Path
-from typing import IO
+from typing import IO, Any
 
 from rich.console import Console
 from rich.status import Status
@@ -33,7 +35,6 @@ class Screen:
         self._lock = threading.Lock()
         self._status: Status | None = None
         self._file: IO[str] | None = None
-        self._names: dict[bytes, str] = {}
         if json_events is not None:
             try:
                 json_events.parent.mkdir(parents=True, exist_ok=True)
@@ -62,22 +63,41 @@ class Screen:
 
     def record(self, at_unix_s: float, event: Event) -> None:
         """An event: to the file always, to the screen when it says something to people."""
-        if self._file is not None:
-            self._file.write(json.dumps(event_json(at_unix_s, event)) + "\n")
-        if isinstance(event, events.PeerJoined | events.PeerStarted):
-            self._names[event.peer.raw] = event.name
+        self._write(json.dumps(_without_nan(event_json(at_unix_s, event)), allow_nan=False) + "\n")
         line = describe(event)
         if line:
             self.say(line)
 
+    def _write(self, line: str) -> None:
+        """A line to the event file. A disk that takes no more ends the file, not the peer, and that is said once."""
+        with self._lock:
+            file = self._file
+            try:
+                if file is not None:
+                    file.write(line)
+                return
+            except OSError as error:
+                self._file, reason = None, error.strerror
+                with contextlib.suppress(OSError):
+                    assert file is not None
+                    file.close()
+        self.say(f"--json-events: {reason}; no more events are written", style="yellow")
+
     def close(self) -> None:
+        """Takes the live line away and closes the file; what is recorded later goes to the screen alone."""
         with self._lock:
             if self._status is not None:
                 self._status.stop()
                 self._status = None
-        if self._file is not None:
-            self._file.close()
-            self._file = None
+            if self._file is not None:
+                with contextlib.suppress(OSError):
+                    self._file.close()
+                self._file = None
+
+
+def _without_nan(fields: dict[str, Any]) -> dict[str, Any]:
+    """JSON has no NaN and no infinity: null stands for both."""
+    return {name: None if isinstance(one, float) and not math.isfinite(one) else one for name, one in fields.items()}
 
 
 def describe(event: Event) -> str:
@@ -123,4 +143,7 @@ def describe(event: Event) -> str:
 
 def error_line(error: BaseException) -> None:
     """The one line that an error shows."""
-    print(f"barnraise: {plain(str(error)) or type(error).__name__}", file=sys.stderr, flush=True)
+    text = str(error)
+    if isinstance(error, OSError) and error.strerror:
+        text = f"{error.filename}: {error.strerror}" if error.filename else error.strerror
+    print(f"barnraise: {plain(text) or type(error).__name__}", file=sys.stderr, flush=True)

@@ -1,20 +1,23 @@
 """Ctrl+C and SIGTERM: say goodbye, save, exit 0 within five seconds; a second one exits at once.
 
-Signals arrive in the main thread, between two bytecodes. While a peer starts, the first one interrupts whatever it does;
-while it trains, it asks the trainer to stop, and a timer makes sure that the process is gone in time: a save that takes
-longer is abandoned, and the generation before it stands.
+Signals arrive in the main thread, between two bytecodes. Before there is a network, the first one ends the process: there is
+nothing to undo. While the peer starts, it interrupts whatever goes on; while it trains, it asks the trainer to stop. A timer
+makes sure that the process is gone in time: a save that takes longer is abandoned, and the generation before it stands.
 """
 
 from __future__ import annotations
 
+import contextlib
 import os
 import signal
+import sys
 import threading
 from types import FrameType
-from typing import Final
+from typing import TYPE_CHECKING, Final
 
-from peer.handoff import Handoff
-from peer.network_thread import NetworkThread
+if TYPE_CHECKING:  # they import torch, which takes seconds: a signal must find this file's handlers before
+    from peer.handoff import Handoff
+    from peer.network_thread import NetworkThread
 
 GRACE_S: Final = 4.5  # of the five seconds that are promised; the rest is for the process to go
 
@@ -43,17 +46,32 @@ class Stopping:
 
     def _on_signal(self, number: int, frame: FrameType | None) -> None:
         if self.signalled:
-            self._leave_at_once(1)
+            self._leave_at_once(1, "left at once; the last save stands")
         self.signalled = True
-        timer = threading.Timer(GRACE_S, self._leave_at_once, args=(0,))
+        if self._thread is None:
+            self._leave_at_once(0, "stopped before anything began")
+        timer = threading.Timer(
+            GRACE_S, self._leave_at_once, args=(0, "saving took too long; the save before it stands")
+        )
         timer.daemon = True
         timer.start()
+        if sys.stderr.isatty():
+            _write("stopping: saving, and saying goodbye (once more to leave at once)")
         if self._handoff is None:
             raise KeyboardInterrupt
         self._handoff.stop("asked to stop")
 
-    def _leave_at_once(self, code: int) -> None:
+    def _leave_at_once(self, code: int, why: str) -> None:
         # The daemon has a parent-death signal; its socket folder is all that could stay behind.
         if self._thread is not None:
             self._thread.remove_sockets()
+        if sys.stderr.isatty():
+            _write(f"barnraise: {why}")
+            os.write(sys.stderr.fileno(), b"\x1b[?25h")  # the moving last line hides the cursor
         os._exit(code)
+
+
+def _write(line: str) -> None:
+    """A line on the terminal from inside a signal handler: past all locks, on a line of its own."""
+    with contextlib.suppress(OSError):
+        os.write(sys.stderr.fileno(), f"\r\x1b[K{line}\r\n".encode())

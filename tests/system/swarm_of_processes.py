@@ -224,6 +224,7 @@ class SwarmOfProcesses:
             "COLUMNS": "200",
         }
         self.killed: set[int] = set()
+        self.closing = contextlib.ExitStack()  # what else ends with the swarm
         self.peers: dict[str, PeerProcess] = {}
 
     def peer(self, name: str) -> PeerProcess:
@@ -299,6 +300,7 @@ class SwarmOfProcesses:
                 assert all(peer.process.poll() == 0 for peer in running), [peer.story() for peer in running]
                 self.assert_nothing_left()
         finally:
+            self.closing.close()
             for process in self.processes():
                 with contextlib.suppress(psutil.Error):
                     process.kill()
