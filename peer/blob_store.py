@@ -1,24 +1,25 @@
 """Blobs on disk, by digest: contributions, units of the shared state, private tensors, checkpoint files.
 
 Both threads use it: files appear whole (written aside, then renamed) and never change, so there is nothing to lock but the
-small index of chunk digests. What nobody pins is removed by `collect`.
+small index of chunk digests and the pins. What nobody pins is removed by `collect`; so whoever fetches or needs a blob pins
+it first, then looks whether it is here. Names: the digest in hex; behind it ".part" while it is being written or gathered.
 """
 
 from __future__ import annotations
 
-import errno
-import os
 import threading
 from collections.abc import Iterable, Sequence
 from pathlib import Path
 from typing import Final
 
-from swarm.digest import CHUNK_BYTES, Digest, chunk_length, leaf_digest, num_chunks, root_of_leaves
+from peer.disk import disk_errors, sync, write_whole
+from swarm.digest import CHUNK_BYTES, DIGEST_BYTES, Digest, chunk_length, leaf_digest, num_chunks, root_of_leaves
 from swarm.errors import StateError
 from swarm.messages import BlobInfo
 
 _INDEXED: Final = 4096  # blobs whose chunk digests are kept in memory: 32 bytes a MiB
 _PARTIAL: Final = ".part"
+_GONE: Final = ".gone"
 
 
 class BlobStore:
@@ -30,7 +31,10 @@ class BlobStore:
         self._infos: dict[Digest, BlobInfo] = {}
         self._elsewhere: dict[Digest, Path] = {}
         self._pins: dict[str, frozenset[Digest]] = {}
-        folder.mkdir(parents=True, exist_ok=True)
+        with disk_errors(folder):
+            folder.mkdir(parents=True, exist_ok=True)
+            for left in (*folder.glob(f"*{_PARTIAL}"), *folder.glob(f"*{_GONE}")):
+                left.unlink(missing_ok=True)  # of a process that was killed; the home's lock keeps others out
 
     def put(self, parts: bytes | Sequence[bytes], *, durable: bool = True) -> Digest:
         """Stores a blob and returns its name; `durable`: it outlives a power cut once this returns."""
@@ -38,15 +42,9 @@ class BlobStore:
         info = _info_of(blob)
         root = root_of_leaves(info.num_bytes, info.leaves)
         path = self._path(root)
-        if not path.exists():
+        if not _has_length(path, info.num_bytes):
             partial = path.with_name(f"{path.name}.{threading.get_ident()}{_PARTIAL}")
-            with disk_errors(path):
-                with open(partial, "wb") as file:
-                    file.write(blob)
-                    if durable:
-                        file.flush()
-                        os.fsync(file.fileno())
-                partial.replace(path)
+            write_whole(path, blob, partial, durable=durable)
         self._remember(root, info)
         return root
 
@@ -55,9 +53,11 @@ class BlobStore:
         return self._path(root).with_suffix(_PARTIAL)
 
     def adopt_partial(self, root: Digest, info: BlobInfo) -> None:
-        """Makes a finished download, every chunk of which was checked, a blob."""
+        """Makes a finished download, every chunk of which was checked, a blob; it outlives a power cut then."""
         with disk_errors(self._path(root)):
+            sync(self.partial_path(root))
             self.partial_path(root).replace(self._path(root))
+            sync(self._folder)
         self._remember(root, info)
 
     def serve_file(self, root: Digest, path: Path) -> None:
@@ -69,7 +69,10 @@ class BlobStore:
         return self._locate(root) is not None
 
     def read(self, root: Digest, *, check: bool = False) -> bytes:
-        """The whole blob. Raises StateError when it is not here, or, with `check`, when its bytes have changed."""
+        """The whole blob. Raises StateError when it is not here, or, with `check`, when its bytes have changed.
+
+        A blob of ours that was found changed is removed, so that it is written or fetched anew.
+        """
         path = self._locate(root)
         if path is None:
             raise StateError(f"blob {root} is not in {self._folder}")
@@ -78,6 +81,7 @@ class BlobStore:
         if check:
             info = _info_of(blob)
             if root_of_leaves(info.num_bytes, info.leaves) != root:
+                self._drop_damaged(root, path)
                 raise StateError(f"{path}: its bytes are not the ones that were written ({len(blob)} bytes)")
         return blob
 
@@ -94,7 +98,8 @@ class BlobStore:
             except OSError:
                 return None
             if root_of_leaves(known.num_bytes, known.leaves) != root:
-                return None  # a file that changed under us is not that blob any more
+                self._drop_damaged(root, path)
+                return None
             self._remember(root, known)
         return known
 
@@ -116,19 +121,33 @@ class BlobStore:
             self._pins[owner] = frozenset(roots)
 
     def collect(self) -> int:
-        """Removes every blob that nobody pins; returns how many."""
+        """Removes every blob that nobody pins, and nothing else; returns how many. Raises StateError."""
         with self._lock:
-            needed = {root.hex() for roots in self._pins.values() for root in roots}
             self._elsewhere = {root: path for root, path in self._elsewhere.items() if path.exists()}
         removed = 0
-        for path in self._folder.iterdir():
-            name = path.name.split(".")[0]
-            if name not in needed:
-                path.unlink(missing_ok=True)
-                with self._lock:
-                    self._infos.pop(Digest.from_hex(name), None) if len(name) == 64 else None
-                removed += 1
+        with disk_errors(self._folder / "*"):
+            for path in list(self._folder.iterdir()):
+                root = _root_named(path.name)
+                if root is not None and self._set_aside_unless_pinned(root, path):
+                    path.with_name(path.name + _GONE).unlink(missing_ok=True)
+                    removed += 1
         return removed
+
+    def _set_aside_unless_pinned(self, root: Digest, path: Path) -> bool:
+        # Under the lock, so that a pin comes before or after; only a rename, as the network's loop waits for that lock.
+        with self._lock:
+            if any(root in roots for roots in self._pins.values()):
+                return False
+            self._infos.pop(root, None)
+            path.replace(path.with_name(path.name + _GONE))
+            return True
+
+    def _drop_damaged(self, root: Digest, path: Path) -> None:
+        with self._lock:
+            self._infos.pop(root, None)
+            self._elsewhere.pop(root, None)
+        if path == self._path(root):
+            path.unlink(missing_ok=True)
 
     def _path(self, root: Digest) -> Path:
         return self._folder / root.hex()
@@ -148,20 +167,20 @@ class BlobStore:
                 del self._infos[next(iter(self._infos))]
 
 
-class disk_errors:
-    """Turns the system's errors about a path into one line for the person at the keyboard."""
+def _has_length(path: Path, num_bytes: int) -> bool:
+    """Whether the file is there; one of another length is a blob that a power cut damaged."""
+    try:
+        return path.stat().st_size == num_bytes
+    except OSError:
+        return False
 
-    def __init__(self, path: Path) -> None:
-        self._path = path
 
-    def __enter__(self) -> None:
+def _root_named(name: str) -> Digest | None:
+    """The blob that a file is; None for a file that is not ours, or not whole."""
+    try:
+        return Digest.from_hex(name) if len(name) == 2 * DIGEST_BYTES else None
+    except ValueError:
         return None
-
-    def __exit__(self, kind: type[BaseException] | None, error: BaseException | None, trace: object) -> None:
-        if isinstance(error, OSError):
-            if error.errno in (errno.ENOSPC, errno.EDQUOT):
-                raise StateError(f"{self._path.parent}: the disk is full; free some space and start again") from None
-            raise StateError(f"{self._path}: {error.strerror or error}") from None
 
 
 def _info_of(blob: bytes) -> BlobInfo:

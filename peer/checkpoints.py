@@ -6,12 +6,15 @@ adds by its own measurement.
 
 from __future__ import annotations
 
+import math
+import re
 import shutil
 from pathlib import Path
 from typing import Final
 
-from peer.blob_store import BlobStore, disk_errors
+from peer.blob_store import BlobStore
 from peer.checkpoint import write_checkpoint
+from peer.disk import write_whole
 from peer.handoff import Kept
 from peer.replica import Version
 from swarm import wire
@@ -24,6 +27,8 @@ from swarm.schema import from_value, to_value
 
 DENSE_UNTIL: Final = 512  # powers of two up to here are kept: early training is where interpretability research looks
 _RECORD: Final = "record.bin"
+_FOLDER: Final = re.compile(r"v[0-9]{9}")
+_MAX_LOSS: Final = 1e6  # of an `Evaluation`; a model that has diverged is kept without one
 
 
 def is_checkpoint_version(version: int, every: int) -> bool:
@@ -49,8 +54,8 @@ class Checkpoints:
         due = is_checkpoint_version(version, self._config.checkpoint.every)
         return due and not (self._of(version) / _RECORD).exists()
 
-    def keep(self, version: Version, loss: float) -> Kept | None:
-        """Writes the checkpoint of a version, removes the oldest beyond the number that is kept; None in fp64 tests."""
+    def keep(self, version: Version, loss: float) -> Kept:
+        """Writes the checkpoint of a version; removes the oldest beyond the number that is kept. Raises StateError."""
         chain = version.state.chain
         target = self._of(chain.version)
         shutil.rmtree(target, ignore_errors=True)  # without a record: a writer was killed
@@ -66,24 +71,24 @@ class Checkpoints:
             state_digest=version.digest,
             contributors=tuple(numbers.author for numbers in chain.listed),
             files=tuple(CheckpointFile(file.name, file.num_bytes, file.digest) for file in files),
-            evaluation=Evaluation(loss, tuple(range(self._config.data.eval_windows))),
+            evaluation=_evaluation(loss, self._config.data.eval_windows),
         )
         path = target / _RECORD
-        with disk_errors(path):
-            partial = path.with_suffix(".part")
-            partial.write_bytes(wire.encode(to_value(record)))
-            partial.replace(path)
+        write_whole(path, wire.encode(to_value(record)), path.with_suffix(".part"))
         self._prune()
         return _kept(target, record)
 
     def load(self, store: BlobStore) -> tuple[Kept, ...]:
         """Those on disk from before, oldest first; their files are served again."""
         found = []
-        for target in sorted(self._folder.glob("v*")):
+        for target in self._folders():
             try:
                 record = from_value(CheckpointRecord, wire.decode((target / _RECORD).read_bytes()))
-            except (OSError, MalformedBytes):
-                continue  # half written or damaged: `keep` makes it again when its version comes, nobody is served it
+            except OSError:
+                continue  # half written: nobody is served it, and `keep` makes it again should its version come
+            except MalformedBytes:
+                (target / _RECORD).unlink(missing_ok=True)  # damaged: from now on as if half written
+                continue
             found.append(_kept(target, record))
         for kept in found:
             serve(store, kept)
@@ -91,9 +96,15 @@ class Checkpoints:
 
     def _prune(self) -> None:
         # Version 0 and the newest stay; what is dropped can be had from peers who keep more, or replayed.
-        folders = sorted(self._folder.glob("v*"))
-        for old in folders[1 : max(1, len(folders) - self._config.checkpoint.keep)]:
-            shutil.rmtree(old, ignore_errors=True)
+        whole = [target for target in self._folders() if (target / _RECORD).exists() and target != self._of(0)]
+        kept = {self._of(0), *whole[-self._config.checkpoint.keep :]}
+        for old in self._folders():
+            if old not in kept:
+                shutil.rmtree(old, ignore_errors=True)
+
+    def _folders(self) -> list[Path]:
+        """Those of versions, oldest first, half-written ones included."""
+        return sorted(target for target in self._folder.glob("v*") if _FOLDER.fullmatch(target.name))
 
     def _of(self, version: int) -> Path:
         return self._folder / f"v{version:09d}"
@@ -103,6 +114,10 @@ def serve(store: BlobStore, kept: Kept) -> None:
     """Lets the store serve a checkpoint's files."""
     for root, path in kept.files:
         store.serve_file(root, Path(path))
+
+
+def _evaluation(loss: float, num_windows: int) -> Evaluation | None:
+    return Evaluation(loss, tuple(range(num_windows))) if math.isfinite(loss) and 0 <= loss <= _MAX_LOSS else None
 
 
 def _kept(target: Path, record: CheckpointRecord) -> Kept:

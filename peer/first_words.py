@@ -2,16 +2,15 @@
 
 from __future__ import annotations
 
-import contextlib
 from typing import Final
 
+from peer.catch_up import ASKED_FOR_STATE, fetch_best_state, states_of
 from peer.fetch import Asker, Fetcher
 from peer.network import Network
 from swarm.digest import Digest
 from swarm.errors import ConfigError, NetworkError, RemoteError, Unreachable
-from swarm.identity import PeerId
 from swarm.manifest import Manifest
-from swarm.messages import GetManifest, GetState, ManifestBytes, StateRecord
+from swarm.messages import GetManifest, ManifestBytes, StateRecord
 
 ASK_TIMEOUT_S: Final = 10.0
 
@@ -35,21 +34,14 @@ async def fetch_manifest(asker: Asker, network: Network) -> Manifest:
 
 
 async def fetch_from_known(fetcher: Fetcher, network: Network, root: Digest) -> None:
+    """Fetches a blob from whoever was reached; it stays pinned."""
+    fetcher.pin(f"first words {root.hex()}", [root])
     await fetcher.fetch(root, tuple(network.transport.known))
 
 
 async def fetch_state(asker: Asker, network: Network, fetcher: Fetcher) -> StateRecord:
-    """The newest state that anyone known reports, with its blobs in the store."""
-    found: dict[PeerId, StateRecord] = {}
-    for peer in tuple(network.transport.known):
-        with contextlib.suppress(NetworkError, RemoteError):
-            answer = await asker.ask(peer, GetState(), timeout_s=ASK_TIMEOUT_S)
-            if isinstance(answer, StateRecord):
-                found[peer] = answer
-    if not found:
-        raise Unreachable("nobody known has a state to begin from")
-    best = max(found.values(), key=lambda record: record.chain.key)
-    holders = [peer for peer, record in found.items() if record == best]
-    for unit in best.units:
-        await fetcher.fetch(unit.root, holders, unit.num_bytes)
-    return best
+    """The state that most of those known report, with its blobs in the store."""
+    record, _ = await fetch_best_state(
+        fetcher, await states_of(asker, tuple(network.transport.known)[-ASKED_FOR_STATE:])
+    )
+    return record

@@ -13,6 +13,7 @@ import asyncio
 import queue
 import threading
 from collections.abc import Callable
+from contextlib import suppress
 from dataclasses import dataclass, field
 
 from swarm.digest import Digest
@@ -183,5 +184,6 @@ class Handoff:
         with self._lock:
             if self._loop is None or self._deliver is None:
                 self._early.append(report)
-            elif not self._loop.is_closed():
-                self._loop.call_soon_threadsafe(self._deliver, report)
+            else:
+                with suppress(RuntimeError):  # the loop is closed: nobody is there to hear it
+                    self._loop.call_soon_threadsafe(self._deliver, report)

@@ -6,7 +6,6 @@ it is; a generation whose bytes or blobs are damaged is passed over for the one 
 
 from __future__ import annotations
 
-import os
 from collections.abc import Callable
 from dataclasses import dataclass
 from pathlib import Path
@@ -14,17 +13,18 @@ from typing import Annotated, Final, TypeVar
 
 from blake3 import blake3
 
-from peer.blob_store import disk_errors
+from peer.disk import disk_errors, write_whole
 from swarm import wire
 from swarm.digest import Digest
-from swarm.errors import MalformedBytes, StateError
+from swarm.errors import LocalError, MalformedBytes, RemoteError, StateError
 from swarm.messages import Commit, Sealed, StateRecord
-from swarm.schema import U32, U63, MaxLen, from_value, to_value
+from swarm.schema import U32, U63, MaxLen, Range, from_value, to_value
 
 KEPT_GENERATIONS: Final = 2
 MAX_GENERATION_BYTES: Final = 64 << 20  # records, rosters and a commit log of a large run
 _MAGIC: Final = b"brnstate1"
 _CHECK_BYTES: Final = 32
+_PARTIAL: Final = ".part"
 _Loaded = TypeVar("_Loaded")
 
 
@@ -33,7 +33,7 @@ class SavedCut:
     """One contribution of ours with its tensors, as blobs."""
 
     seq: U63
-    standing: U32  # 0 pending, 1 listed, 2 withdrawn
+    standing: Annotated[int, Range(0, 2)]  # 0 pending, 1 listed, 2 withdrawn
     delta: Digest
     before: Digest
     after: Digest
@@ -77,24 +77,24 @@ class Generations:
 
     def __init__(self, folder: Path) -> None:
         self._folder = folder
-        folder.mkdir(parents=True, exist_ok=True)
+        with disk_errors(folder):
+            folder.mkdir(parents=True, exist_ok=True)
+            for left in folder.glob(f"*{_PARTIAL}"):
+                left.unlink(missing_ok=True)  # of a process that was killed
 
     def write(self, state: SavedState) -> None:
-        """Replaces the oldest kept generation by this one; it is on disk when this returns. Raises StateError."""
+        """Replaces the oldest kept generation by this one; it is on disk when this returns.
+
+        Raises StateError, or LocalError for a state beyond its own limits; either way the generation before stands.
+        """
         body = wire.encode(to_value(state))
+        try:
+            _parse(body)
+        except MalformedBytes as error:
+            raise LocalError(f"generation {state.generation} could not be read again: {error}") from None
         path = self._folder / f"{state.generation:012d}.state"
-        partial = path.with_suffix(".part")
+        write_whole(path, _MAGIC + blake3(body).digest() + body, path.with_suffix(_PARTIAL))
         with disk_errors(path):
-            with open(partial, "wb") as file:
-                file.write(_MAGIC + blake3(body).digest() + body)
-                file.flush()
-                os.fsync(file.fileno())
-            partial.replace(path)
-            descriptor = os.open(self._folder, os.O_RDONLY)
-            try:
-                os.fsync(descriptor)
-            finally:
-                os.close(descriptor)
             for old in self._paths()[KEPT_GENERATIONS:]:
                 old.unlink(missing_ok=True)
 
@@ -104,16 +104,17 @@ class Generations:
     def load(self, restore: Callable[[SavedState], _Loaded], report: Callable[[str], None]) -> _Loaded | None:
         """What `restore` makes of the newest generation that is whole; None when there is none at all.
 
-        `restore` raises StateError or MalformedBytes when blobs are missing or damaged; then the generation before is
+        `restore` raises StateError or RemoteError when blobs are missing or damaged; then the generation before is
         tried, and `report` gets a line. Raises StateError when there are generations and none is whole.
         """
-        faults = []
+        faults: list[str] = []
         for path in self._paths():
+            if faults:
+                report(f"state file {faults[-1]}; falling back to {path.name}, the one before it")
             try:
                 return restore(self._read(path))
-            except (StateError, MalformedBytes) as error:
-                faults.append(f"{path.name}: {error}")
-                report(f"state file {path.name} is damaged ({error}); falling back to the one before it")
+            except (StateError, RemoteError) as error:
+                faults.append(f"{path.name} is damaged: {error}")
         if faults:
             raise StateError(
                 f"{self._folder}: no state file is whole ({'; '.join(faults)}); move the folder away to join afresh"
@@ -121,12 +122,13 @@ class Generations:
         return None
 
     def kept(self) -> list[SavedState]:
-        """All generations that can be read."""
+        """All generations that are whole. Raises StateError where the disk does not answer: what their blobs are is not
+        known then, and none may be collected."""
         found = []
         for path in self._paths():
             try:
                 found.append(self._read(path))
-            except (StateError, MalformedBytes):
+            except MalformedBytes:
                 continue  # `load` reports it
         return found
 
@@ -142,4 +144,8 @@ class Generations:
         body = raw[head:]
         if blake3(body).digest() != raw[len(_MAGIC) : head]:
             raise MalformedBytes("its checksum does not fit its bytes")
-        return from_value(SavedState, wire.decode(body, max_bytes=MAX_GENERATION_BYTES))
+        return _parse(body)
+
+
+def _parse(body: bytes) -> SavedState:
+    return from_value(SavedState, wire.decode(body, max_bytes=MAX_GENERATION_BYTES))

@@ -5,22 +5,26 @@ from __future__ import annotations
 import asyncio
 from collections import deque
 from collections.abc import Callable
+from pathlib import Path
 from typing import Any, Final
 
 from peer.blob_store import BlobStore
 from peer.handoff import Kept
-from swarm import chain as chains
+from peer.sealing import open_aside, seal_aside
+from swarm import wire
 from swarm.digest import Digest
-from swarm.errors import BadSignature
+from swarm.errors import BadSignature, MalformedBytes
 from swarm.events import Event, event_bytes
 from swarm.identity import Keypair, PeerId
 from swarm.messages import (
     MAX_EVENTS_PAGE,
     MAX_LOG_COMMITS,
     MAX_PEERS_PAGE,
+    MAX_SEALED_BYTES,
     Chunk,
     Commit,
     Contribution,
+    CutHint,
     Events,
     GetBlob,
     GetCheckpoint,
@@ -30,19 +34,35 @@ from swarm.messages import (
     GetManifest,
     GetPeers,
     GetState,
+    Goodbye,
+    Holding,
+    LeaderBrief,
     Log,
     ManifestBytes,
+    NewView,
     Peers,
+    PeerStatus,
     Refused,
+    RoundOpened,
     StateRecord,
-    open_message,
-    seal_message,
 )
+from swarm.schema import to_value
+from swarm.wire import MAX_FRAME_BYTES
 
 KEPT_EVENTS: Final = 2048
-_PAGE_BYTES: Final = (
-    512 << 10
-)  # of commits, statuses or events in one answer: half a frame, room for what surrounds them
+_PAGE_BYTES: Final = 512 << 10  # of commits, statuses or events in one answer: half a frame, room for what is around
+_MOST_BYTES: Final = MAX_FRAME_BYTES - 1024  # of one commit in an answer
+_ONE_WAY: Final = (
+    PeerStatus,
+    Contribution,
+    Holding,
+    LeaderBrief,
+    RoundOpened,
+    CutHint,
+    Commit,
+    NewView,
+    Goodbye,
+)  # what may come unasked; an answer that nobody asked for costs its sender the stream
 
 OneWay = Callable[[PeerId, Any, bytes], None]
 Statuses = Callable[[], list[bytes]]
@@ -97,17 +117,17 @@ class Server:
 
     async def handle(self, remote: PeerId, payload: bytes) -> bytes:
         """The answer to one request; raises RemoteError for bytes that cost the sender its stream."""
-        author, message = open_message(payload, run=self._run)
+        author, message = await open_aside(payload, self._run)
         if author != remote and not isinstance(message, Contribution):
             raise BadSignature(f"{remote} passed on a {type(message).__name__} of {author}")
-        answer = await self._answer(message)
-        if answer is None:
+        if isinstance(message, PeerStatus | Contribution) and len(payload) > MAX_SEALED_BYTES:
+            raise MalformedBytes(f"a {type(message).__name__} of {len(payload)} bytes exceeds {MAX_SEALED_BYTES}")
+        if isinstance(message, _ONE_WAY):
             self._one_way(remote, message, payload)
             return b""
-        return seal_message(self._keypair, self._run, answer)
+        return await seal_aside(self._keypair, self._run, await self._answer(message))
 
-    async def _answer(self, message: object) -> object | None:
-        """The answer to a request; None for a one-way message."""
+    async def _answer(self, message: object) -> object:
         match message:
             case GetBlob(root):
                 return await asyncio.to_thread(self._store.info, root) or Refused(f"blob {root} is not here")
@@ -119,18 +139,18 @@ class Server:
             case GetManifest():
                 return ManifestBytes(self._manifest)
             case GetLog(heads):
-                return self._log(heads)
+                return await self._log(heads)
             case GetState():
                 return self.state or Refused("no state yet")
             case GetCheckpoint(version):
-                return self._checkpoint(version)
+                return await asyncio.to_thread(self._checkpoint, version)
             case GetEvents(since):
                 return self.events.behind(since)
             case _:
-                return None
+                raise MalformedBytes(f"a {type(message).__name__} is not a request")
 
     def _peers(self, offset: int) -> Peers:
-        statuses = self._statuses()
+        statuses = [sealed for sealed in self._statuses() if len(sealed) <= MAX_SEALED_BYTES]
         page: list[bytes] = []
         size = 0
         for sealed in statuses[offset : offset + MAX_PEERS_PAGE]:
@@ -140,34 +160,40 @@ class Server:
             page.append(sealed)
         return Peers(len(statuses), tuple(page))
 
-    def _log(self, heads: tuple[Digest, ...]) -> object:
+    async def _log(self, heads: tuple[Digest, ...]) -> object:
         if self.state is None:
             return Refused("no state yet")
         parents = [commit.parent for commit in self.log]
-        last = chains.head_after(parents[-1], self.log[-1].commit) if self.log else self.state.chain.head
         for head in heads:  # the asker's newest first: the least to undo
-            if head == last:
+            if head == self.state.chain.head:
                 return Log(head, ())
             if head in parents:
-                return Log(head, self._page(self.log[parents.index(head) :]))
+                page = await asyncio.to_thread(_page_of, self.log[parents.index(head) :])
+                return Log(head, page) if page else Refused("the next commit is too long for a log; ask for the state")
         return Refused("none of these heads is in the log any more; ask for the state")
 
-    @staticmethod
-    def _page(commits: tuple[Commit, ...]) -> tuple[Commit, ...]:
-        page: list[Commit] = []
-        size = 0
-        for commit in commits[:MAX_LOG_COMMITS]:
-            size += sum(len(sealed) + 128 for sealed in commit.announcements)
-            if page and size > _PAGE_BYTES:
-                break
-            page.append(commit)
-        return tuple(page)
-
     def _checkpoint(self, version: int | None) -> object:
-        if not self.checkpoints:
+        # In a thread. The trainer removes old ones: a record whose files are gone promises what nobody can give.
+        there = {
+            number: kept
+            for number, kept in list(self.checkpoints.items())
+            if all(Path(path).exists() for _, path in kept.files)
+        }
+        if not there:
             return Refused("no checkpoint is kept here yet")
-        wanted = max(self.checkpoints) if version is None else version
-        kept = self.checkpoints.get(wanted)
-        if kept is None:
-            return Refused(f"version {wanted} is not kept; there are {sorted(self.checkpoints)}"[:400])
-        return kept.record
+        wanted = max(there) if version is None else version
+        if wanted not in there:
+            return Refused(f"version {wanted} is not kept; there are {sorted(there)}"[:400])
+        return there[wanted].record
+
+
+def _page_of(commits: tuple[Commit, ...]) -> tuple[Commit, ...]:
+    """The first of these commits, as many as an answer has room for; none when the first one alone is too long."""
+    page: list[Commit] = []
+    size = 0
+    for commit in commits[:MAX_LOG_COMMITS]:
+        size += len(wire.encode(to_value(commit)))
+        if size > (_PAGE_BYTES if page else _MOST_BYTES):
+            break
+        page.append(commit)
+    return tuple(page)

@@ -140,11 +140,16 @@ def load_or_create_keypair(path: Path) -> Keypair:
     except MalformedBytes as error:
         raise StateError(f"{path}: {error}; restore it from a backup, or remove it to become a new peer") from None
     keypair = Keypair.generate()
+    store_keypair(path, keypair)
+    return keypair
+
+
+def store_keypair(path: Path, keypair: Keypair) -> None:
+    """Stores a key at `path`, readable by its owner alone; a key that is there is replaced. Raises StateError."""
     try:
         _store(path, keypair.to_libp2p())
     except OSError as error:
         raise StateError(f"{path}: {error.strerror}; this peer's key cannot be written") from None
-    return keypair
 
 
 def _store(path: Path, secret: bytes) -> None:
