@@ -4,6 +4,7 @@ from __future__ import annotations
 
 import json
 import math
+from collections.abc import Sequence
 from dataclasses import dataclass, field
 from pathlib import Path
 from typing import Any
@@ -44,8 +45,13 @@ class PeerRecord:
         except OSError:
             return record
         for line in lines:
-            if line.endswith("\n"):
-                record._take(json.loads(line))
+            if not line.endswith("\n"):
+                continue
+            try:
+                event = json.loads(line)
+            except ValueError:
+                continue  # what was being written when the peer was killed, and was then written behind
+            record._take(event)
         return record
 
     def _take(self, event: dict[str, Any]) -> None:
@@ -107,12 +113,27 @@ class Played:
     cache: Path
 
 
+@dataclass(frozen=True, slots=True)
+class Pulled:
+    """The pulled checkpoint: its loss by plain transformers, and the one that the swarm reported for it."""
+
+    version: int
+    loss: float
+    reported: float
+
+
 def judge(records: list[PeerRecord], played: Played) -> Outcome:
     """Checks every claim; loads the pulled checkpoint to do so."""
-    victim, killed_at, codes, trained_s = played.victim, played.killed_at, played.codes, played.trained_s
     found = json.loads((played.checkpoint / "barnraise-record.json").read_text())
     loss, sample = _load_and_speak(played, found["evaluation"]["windows"])
-    reported = found["evaluation"]["heldout_loss"]
+    pulled = Pulled(found["version"], loss, found["evaluation"]["heldout_loss"])
+    return Outcome(claims_of(records, played, pulled), tuple(records), played.victim, sample, played.checkpoint)
+
+
+def claims_of(records: Sequence[PeerRecord], played: Played, pulled: Pulled) -> tuple[Claim, ...]:
+    """Every claim, and whether it holds."""
+    victim, killed_at, codes, trained_s = played.victim, played.killed_at, played.codes, played.trained_s
+    loss, reported = pulled.loss, pulled.reported
     first = next((record.losses[0] for record in records if 0 in record.losses), math.nan)
     by_head: dict[tuple[int, str], set[str]] = {}
     for record in records:
@@ -120,10 +141,11 @@ def judge(records: list[PeerRecord], played: Played) -> Outcome:
             by_head.setdefault(key, set()).add(digest)
     versions = sorted({version for version, _ in by_head})
     one_state = all(len(digests) == 1 for digests in by_head.values()) and len(by_head) == len(versions)
-    last = max(record.version for record in records)
+    last = max((record.version for record in records), default=0)
     tokens = max((commit["tokens_in_all"] for record in records for commit in record.commits), default=0)
-    newcomer = next(record for record in records if record.name == "peer-4")
-    claims = (
+    per_s = tokens / max(1.0, trained_s)
+    newcomer = next((record for record in records if record.name == "peer-4"), PeerRecord("peer-4"))
+    return (
         Claim("held-out loss fell", loss < first - 0.1, f"{first:.4f} -> {loss:.4f}"),
         Claim("equal digests at every version", one_state, f"{len(versions)} versions, {len(by_head)} heads"),
         Claim("outlived the kill", last > killed_at + 1, f"{victim} killed at version {killed_at}, swarm at {last}"),
@@ -131,7 +153,7 @@ def judge(records: list[PeerRecord], played: Played) -> Outcome:
         Claim(
             "the pulled checkpoint loads",
             abs(loss - reported) < LOSS_TOLERANCE,
-            f"version {found['version']}: loss {loss:.5f}, the swarm reported {reported:.5f}",
+            f"version {pulled.version}: loss {loss:.5f}, the swarm reported {reported:.5f}",
         ),
         Claim(
             "everyone left in peace",
@@ -139,10 +161,11 @@ def judge(records: list[PeerRecord], played: Played) -> Outcome:
             ", ".join(f"{name} {code}" for name, code in sorted(codes.items())),
         ),
         Claim(
-            "rounds", last > 0, f"{last} in {trained_s:.0f} s; {tokens:,} tokens, {tokens / trained_s:,.0f} tokens/s"
+            "rounds",
+            last > 0,
+            f"{last} in {trained_s:.0f} s; {tokens:,} tokens, {per_s:,.0f} tokens/s",
         ),
     )
-    return Outcome(claims, tuple(records), victim, sample, played.checkpoint)
 
 
 def show(console: Console, outcome: Outcome) -> None:
