@@ -157,15 +157,16 @@ class QuickStore(BlobStore):
 
 
 class WatchedGenerations(Generations):
-    """Asks before each write whether the peer dies here."""
+    """Tells before each write, where the peer may die, and after it."""
 
-    def __init__(self, folder: Path, before: Callable[[SavedState], None]) -> None:
+    def __init__(self, folder: Path, before: Callable[[SavedState], None], after: Callable[[], None]) -> None:
         super().__init__(folder)
-        self._before = before
+        self._before, self._after = before, after
 
     def write(self, state: SavedState) -> None:
         self._before(state)
         super().write(state)
+        self._after()
 
 
 class NoCheckpoints(Checkpoints):
@@ -231,7 +232,8 @@ class Member:
         self.inner = WatchedTrainer(model, optimizer, device, clip_norm=config.inner.clip_norm, micro_batch=2)
         self.inner.watch()
         self.store = QuickStore(place.folder / "blobs")
-        generations = WatchedGenerations(place.folder / "state", self._before)
+        self.inner.updates_N += group.saved_updates.get(place.number, 0.0)
+        generations = WatchedGenerations(place.folder / "state", self._before, self._saved)
         self.replica = Replica(math, self.id, RUN, self.store, generations)
         theta_N, saved_optimizer = self._begin(config)
         self.text = TinyText(config.data, config.model.vocab_size, lambda: self.version)
@@ -239,7 +241,13 @@ class Member:
         kind = Checkpoints if group.checkpoints else NoCheckpoints
         checkpoints = kind(place.folder / "checkpoints", RUN, config, layout, None)
         self.trainer = Trainer(
-            config, self.replica, self.inner, self.text, self.handoff, self.seal, checkpoints  # type: ignore[arg-type]
+            config,
+            self.replica,
+            self.inner,
+            self.text,
+            self.handoff,
+            self.seal,
+            checkpoints,  # type: ignore[arg-type]
         )
         self.trainer.load(theta_N, saved_optimizer)
         self._asker = Asker(_Wire(group, self.id), place.keypair, RUN)  # type: ignore[arg-type]
@@ -311,9 +319,10 @@ class Member:
         return self.replica._ledger.residual_N
 
     def imbalance(self) -> float:
-        """How far the work is from conserved, relative to all work: 0 in exact arithmetic while no process died.
+        """How far the work is from conserved, relative to all work: 0 in exact arithmetic.
 
         -(sum of inner updates) = sum of own listed contributions as sent + residual + (anchor - theta), without decay.
+        Steps that a death took are no work: no saved state ever held them.
         """
         math = self.replica.math
         listed_N = torch.zeros_like(self.inner.updates_N)
@@ -353,6 +362,9 @@ class Member:
         if self.dies_at is not None and self.dies_at(self, what):
             raise Killed
 
+    def _saved(self) -> None:
+        self.group.saved_updates[self.place.number] = self.inner.updates_N.clone()
+
     def _reported(self, report: Report) -> None:
         self.reports.append(report)
         match report:
@@ -384,7 +396,8 @@ class Member:
             case Fetch(contribution, holders):
                 self.group.later(self, lambda: self._fetch(contribution, holders))
             case MoveTo(commit):
-                self.handoff.give(work.ApplyCommits(commit.parent, (commit,)))
+                for one in self.group.commits_to_apply(self, commit):
+                    self.handoff.give(work.ApplyCommits(one.parent, (one,)))
             case CatchUp(peers, whole):
                 self.group.later(self, lambda: self._catch_up(peers, whole))
             case Happened(event):
@@ -393,7 +406,7 @@ class Member:
     def _fetch(self, contribution: Contribution, holders: tuple[PeerId, ...]) -> None:
         root = contribution.root
         self._pin(root)
-        if self.group.withholds(self, contribution):
+        if self.group.withheld(self, contribution):
             self.post(BlobFailed(root, "withheld by the test"))
             return
         try:
@@ -433,7 +446,9 @@ class Group:
         config: RunConfig,
         num_members: int,
         *,
-        batches: Sequence[int] = (),  # windows of a step by member, where they differ; each divides config.lease_windows
+        batches: Sequence[
+            int
+        ] = (),  # windows of a step by member, where they differ; each divides config.lease_windows
         dtype: torch.dtype = torch.float32,
         arrival_seed: int | None = None,  # None: mail arrives in the order it was sent
         checkpoints: bool = False,
@@ -442,8 +457,13 @@ class Group:
         self.now_s = 0.0
         self.states: dict[Digest, Digest] = {}  # head -> state digest
         self.commits: dict[Digest, Commit] = {}  # head -> the commit that led to it
+        self.saved_updates: dict[int, Tensor] = {}  # by member: the inner updates that its saved state holds
+        self.deaths: list[int] = []
+        # What a test may bend: contributions that a member cannot fetch, the bytes of a message on its way, and what a
+        # member's trainer is told to apply when its machine wants it to apply a commit.
         self.withheld: Callable[[Member, Contribution], bool] = lambda fetcher, contribution: False
-        self.rewrite: Callable[[Member, Member, object, bytes], bytes] = lambda sender, to, message, raw: raw
+        self.rewrite: Callable[[Member, Member, Any, bytes], bytes] = lambda sender, to, message, raw: raw
+        self.commits_to_apply: Callable[[Member, Commit], list[Commit]] = lambda member, commit: [commit]
         self._arrival = None if arrival_seed is None else random.Random(arrival_seed)
         self._mail: list[tuple[float, int, Callable[[], None]]] = []
         self._numbers = count()
@@ -500,6 +520,7 @@ class Group:
             with suppress(Killed):
                 member.turn()
                 continue
+            self.deaths.append(member.place.number)
             self.kill(member.place.number)
             self.start(member.place.number)
         self.now_s += SWEEP_S
@@ -542,9 +563,6 @@ class Group:
     def later(self, member: Member, then: Callable[[], None]) -> None:
         """Runs `then` with the mail, if the member's process is still there."""
         self._put(lambda: then() if member in self.members else None)
-
-    def withholds(self, fetcher: Member, contribution: Contribution) -> bool:
-        return self.withheld(fetcher, contribution)
 
     def _put(self, deliver: Callable[[], None]) -> None:
         delay_s = 0.0 if self._arrival is None else self._arrival.uniform(0.0, MAX_DELAY_S)

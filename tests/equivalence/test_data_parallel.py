@@ -26,9 +26,7 @@ LEASE_WINDOWS = 30  # a multiple of each, and more than anyone uses: no contribu
 
 OUTER = {
     "sgd": OuterConfig(optimizer="sgd", learning_rate=0.5),
-    "adamw": OuterConfig(
-        optimizer="adamw", learning_rate=1e-3, betas=(0.9, 0.95), epsilon=1e-8, weight_decay=0.1
-    ),
+    "adamw": OuterConfig(optimizer="adamw", learning_rate=1e-3, betas=(0.9, 0.95), epsilon=1e-8, weight_decay=0.1),
 }
 
 # fp64 peers send fp32: each element of a gradient is off by at most 2^-24 = 6e-8 of itself, and error feedback makes up for

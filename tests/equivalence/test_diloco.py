@@ -131,7 +131,9 @@ def test_peers_equal_the_reference(tmp_path: Path, record_property: Any) -> None
     differences = [relative_difference(one, other) for one, other in zip(anchors, reference(config), strict=True)]
     moved = relative_difference(anchors[-1], flat(plain_model(config, torch.float64)))
     record_property("relative_difference", max(differences))
-    print(f"\nat most {max(differences):.2e} apart, moved {moved:.2e}, imbalance {max(imbalances):.1e}, losses {losses[-3:]}")
+    print(
+        f"\nat most {max(differences):.2e} apart, moved {moved:.2e}, imbalance {max(imbalances):.1e}, losses {losses[-3:]}"
+    )
     assert moved > 0.01, "nothing was trained"
     assert max(differences) <= BOUND
     assert max(imbalances) < 1e-12  # fp64: some 40 roundings of 1e-16 for each HEAD and CUT

@@ -33,9 +33,7 @@ def test_checkpoint_loads_with_the_reported_loss(tmp_path: Path, family: str) ->
         group.settle(ROUNDS)
         anchor_N = group[0].anchor_N
         digest = group[0].digest
-        kept = [
-            [report for report in member.reports if isinstance(report, work.Kept)][-1] for member in group.members
-        ]
+        kept = [[report for report in member.reports if isinstance(report, work.Kept)][-1] for member in group.members]
     records = [one.record for one in kept]
     assert [(record.version, record.state_digest) for record in records] == [(ROUNDS, digest)] * 2
     assert records[0].files == records[1].files, "two peers wrote different bytes for one version"
