@@ -2,6 +2,8 @@
 
 from __future__ import annotations
 
+import math
+
 from swarm.chain import ChainState, is_majority
 from swarm.identity import PeerId
 from swarm.messages import Activity, PeerStatus
@@ -22,16 +24,24 @@ class Presence:
         self.majority_s = 0.0  # when a majority of the members was last here
         self.roster_s = 0.0  # when anyone of the roster was, ourselves among them if we are in it
         self._listens_since_s = 0.0
+        self._given_up: set[PeerId] = (
+            set()
+        )  # leaders whose silence made us turn to another: only a word brings them back
         self._silence_s = silence_s
 
     def start(self, now_s: float) -> None:
         """A new head, or the first fact."""
         self.head_since_s = now_s
+        self._given_up = set()
         self.listen(now_s)
 
     def listen(self, now_s: float) -> None:
         """Silences count from here."""
         self._listens_since_s = self.majority_s = self.roster_s = now_s
+
+    def give_up(self, leader: PeerId) -> None:
+        """Its silence was long enough at this head: nobody waits for it once more."""
+        self._given_up.add(leader)
 
     def fresh(self, now_s: float) -> tuple[Heard, ...]:
         """Those heard lately, by peer id."""
@@ -58,7 +68,8 @@ class Presence:
     def is_live(self, peer: PeerId, now_s: float) -> bool:
         """Whether a peer has not been silent for too long, nor left; we are always live."""
         heard = self.roll.get(peer)
-        last_s = max(heard.at_s if heard else 0.0, self._listens_since_s)
+        heard_s = heard.at_s if heard else -math.inf
+        last_s = heard_s if peer in self._given_up else max(heard_s, self._listens_since_s)
         return peer == self.me or (not self.has_left(peer) and now_s - last_s <= self._silence_s)
 
     def is_awaited(self, peer: PeerId, now_s: float) -> bool:

@@ -154,6 +154,7 @@ class Turn:
         if self.presence.has_left(self.leader):
             self._enter(self.view + 1, f"leader {self.leader} has left", out)
         elif silence_s > self._silence_s:
+            self.presence.give_up(self.leader)
             self._enter(self.view + 1, f"leader {self.leader} was silent for {silence_s:.1f} s", out)
 
     def open(self, here: tuple[PeerId, ...]) -> None:
