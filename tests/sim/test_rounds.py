@@ -20,7 +20,7 @@ FIRST_SEED = int(os.environ.get("BARNRAISE_SIM_FIRST_SEED", "0"))
 ROUND_S = 20.0  # training and exchange of one quiet round here, with room: 10 s of training, a cut, a commit
 TAKE_OVER_S = 10.0 + 4.0  # a leader's silence, its successor's questions and the others' next heartbeats
 ALONE_S = 30.0  # how long whoever is left waits for a majority
-SEEDS = pytest.mark.parametrize("seed", range(3))
+SEEDS = pytest.mark.parametrize("seed", range(2))
 
 
 def commits(world: World) -> dict[int, RoundCommitted]:
@@ -175,6 +175,15 @@ def test_a_leader_of_long_rounds_dies(phase: Phase, seed: int) -> None:
 
 
 @SEEDS
+def test_a_dead_leader_costs_one_silence(seed: int) -> None:
+    """Whoever takes over does not wait for it once more."""
+    world = World(3, seed, (StrikeLeader(1, Phase.HINTED),), discovers_for_s=10.0).run_until(1, 2 * ROUND_S)
+    while not world.fired():
+        world.run_for(0.1)
+    world.run_until(2, TAKE_OVER_S)
+
+
+@SEEDS
 @pytest.mark.parametrize("back_s", [38.0, 48.0, 90.0])
 def test_a_member_dies_and_comes_back(back_s: float, seed: int) -> None:
     world = World(3, seed, (Crash(1, 36.0, back_s),)).settle(3, 5 * ROUND_S)
@@ -185,7 +194,7 @@ def test_a_member_dies_and_comes_back(back_s: float, seed: int) -> None:
 
 @SEEDS
 @pytest.mark.parametrize("phase", list(Phase))
-@pytest.mark.parametrize("for_s", [4.0, 15.0, 60.0, 200.0])
+@pytest.mark.parametrize("for_s", [4.0, 15.0, 60.0])
 def test_a_leader_freezes_and_thaws(phase: Phase, for_s: float, seed: int) -> None:
     world = World(3, seed, (StrikeLeader(2, phase, for_s, freeze=True),)).run_for(70.0)
     assert world.fired()

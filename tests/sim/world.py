@@ -171,9 +171,10 @@ class World:
         self.now_s = 0.0
         self.peers: list[Peer] = []
         self.events: list[tuple[float, str, Event]] = []
-        self.transcript: list[str] = []
+        self.transcript: list[str] | None = None  # a list to fill with who said what when
         self.sent: Counter[str] = Counter()
         self.genesis = chains.genesis(RUN, digest_of("parameters", b"simulated"))
+        self._by_id: dict[PeerId, Peer] = {}
         self._heap: list[tuple[float, int, Callable[[], None]]] = []
         self._numbers = count()
         self._fired: set[Fault] = set()
@@ -311,7 +312,7 @@ class World:
             case MoveTo(commit):
                 life.trainer.apply(commit.parent, (commit,))
             case CatchUp(peers, whole, reason):
-                self.say(f"{life.peer.name} catches up: {self.named(reason)}")
+                self.say(f"{life.peer.name} catches up: {reason}")
                 life.spawn(self._catch_up(life, peers, whole))
             case Happened(event):
                 self.events.append((self.now_s, life.peer.name, event))
@@ -322,17 +323,19 @@ class World:
         return text
 
     def say(self, line: str) -> None:
-        self.transcript.append(f"{self.now_s:8.3f}  {line}")
+        if self.transcript is not None:
+            self.transcript.append(f"{self.now_s:8.3f}  {self.named(line)}")
 
     def by_id(self, peer_id: PeerId) -> Peer | None:
-        return next((peer for peer in self.peers if peer.id == peer_id), None)
+        return self._by_id.get(peer_id)
 
     def _send(self, life: Life, to: PeerId, message: object, raw: bytes) -> None:
         sender, receiver = life.peer, self.by_id(to)
         assert receiver is not None and receiver is not sender
         kind = type(message).__name__
         self.sent[kind] += 1
-        self.say(f"{sender.name} -> {receiver.name}  {self.named(line_of(message))}")
+        if self.transcript is not None:
+            self.say(f"{sender.name} -> {receiver.name}  {line_of(message)}")
         if receiver.life is None:
             life.after(2 * LATENCY_S, lambda: life.take(Unreached(to)))
             return
@@ -472,6 +475,7 @@ class World:
         peer_id = PeerId(digest_of("peer", str(self.seed).encode(), bytes([number])).raw)
         peer = Peer(number, peer_id, Disk((self.genesis,)), step_s=self.chance("speed", number).uniform(0.8, 1.2))
         self.peers.append(peer)
+        self._by_id[peer_id] = peer
         self.at(at_s, lambda: self.start(peer))
         return peer
 
