@@ -4,8 +4,9 @@
        |                 '-----commit without me------> PENDING (the same blob stays pending)
        '--- a better head elsewhere --> SYNCING --> TRAINING or WAITING (until a commit admits me)
 
-A head moves in three steps: `Commit` is received and checked, its blobs are fetched, the trainer moves. Nothing else
-changes the chain but catching up, which ends in the same `HeadReached`.
+What it knows lives in four nouns: `Turn` (our head, who counts there, who leads), `Exchange` (contributions and their blobs),
+`Passage` (the way to the next head) and, while we lead, `Leading`. This file says which fact concerns which of them, and
+what follows. The chain changes by `HeadReached` alone, after a commit or after catching up.
 """
 
 from __future__ import annotations

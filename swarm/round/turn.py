@@ -6,12 +6,16 @@ and says who starts.
 
 from __future__ import annotations
 
+from typing import Final
+
 from swarm.chain import ChainState, is_majority, leader_of
 from swarm.events import ViewChanged
 from swarm.identity import PeerId
 from swarm.messages import NewView, PeerStatus
 from swarm.round.outbox import Outbox
 from swarm.round.presence import Presence
+
+MAX_VIEW: Final = 1 << 62  # counting on from here stays within a message's field; no honest swarm comes near
 
 
 class Views:
@@ -32,7 +36,7 @@ class Views:
 
     def accepts(self, sender: PeerId, view: int, roster: tuple[PeerId, ...]) -> bool:
         """Whether `sender` may lead us in `view`: its rightful leader, and at most one turn of the roster ahead."""
-        farthest = self.view + len(roster) if self._knows else view
+        farthest = self.view + len(roster) if self._knows else MAX_VIEW
         return leader_of(view, roster) == sender and (view == self.view or (not self.is_led and view <= farthest))
 
     def led(self, now_s: float) -> None:
@@ -57,7 +61,7 @@ class Views:
         if self._knows or not others:
             return None
         middle = sorted(others)[(len(others) - 1) // 2]
-        return middle if middle != self.view else None
+        return middle if middle != self.view and middle <= MAX_VIEW else None
 
 
 class Turn:
