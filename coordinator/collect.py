@@ -56,7 +56,8 @@ MAX_KNOCKS: Final = 64  # addresses of the book tried in one go
 GIVE_UP_AFTER_KNOCKS: Final = 3
 SURVEY_S: Final = 5.0
 STORE_STATUS_S: Final = 5.0  # the archive is told of a peer's status so often
-_MAX_CHECKED: Final = 2048  # sealed statuses whose signatures were verified lately, by digest; about 3 kB each
+_MIN_CHECKED: Final = 128  # sealed statuses whose signatures were verified lately; about 10 kB each in memory
+_CHECKED_PER_PEER: Final = 2  # the newest is told again by everyone, the one before by those who lag
 
 Item = Seen | Happened | Trouble
 
@@ -278,7 +279,7 @@ class Collector:
             return known
         status: PeerStatus = open_as(PeerStatus, sealed, run=self._run)
         self._checked[key] = status
-        if len(self._checked) > _MAX_CHECKED:
+        while len(self._checked) > _MIN_CHECKED + _CHECKED_PER_PEER * len(self._beats):
             self._checked.popitem(last=False)
         return status
 
