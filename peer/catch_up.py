@@ -63,7 +63,7 @@ class Catcher:
         self._refused: dict[Digest, None] = {}
 
     def refuse(self, record: StateRecord) -> None:
-        """Never proposes this state again: the trainer could not use it."""
+        """Proposes this state no more as long as there are others: the trainer could not use it."""
         self._refused[record_digest(record)] = None
         while len(self._refused) > MAX_REFUSED:
             del self._refused[next(iter(self._refused))]
@@ -131,11 +131,12 @@ class Catcher:
             for peer, one in reported.items()
             if (not keep_progress or one.chain.key > own.key)
             and one.chain.head not in own.barred
-            and record_digest(one) not in self._refused
             and (not units or [unit.num_bytes for unit in one.units] == lengths)
         }
         if not usable:
             raise NetworkError("nobody has a state that ranks above ours")
+        # Of states that could not be used before, only if there is no other: the fault may have been ours.
+        usable = {peer: one for peer, one in usable.items() if record_digest(one) not in self._refused} or usable
         record, num_bytes = await fetch_best_state(self._fetcher, usable)
         return AdoptState(record, keep_progress), num_bytes
 

@@ -34,9 +34,13 @@ class Asker:
     keypair: Keypair
     run: Digest
 
+    def seal(self, message: object) -> bytes:
+        """The signed bytes of a message of ours."""
+        return seal_message(self.keypair, self.run, message)
+
     async def ask(self, to: PeerId, message: object, *, timeout_s: float) -> Any:
         """The answer to a request. Raises NetworkError, RemoteError, or Refusal with the other side's reason."""
-        raw = await self.transport.request(to, seal_message(self.keypair, self.run, message), timeout_s=timeout_s)
+        raw = await self.transport.request(to, self.seal(message), timeout_s=timeout_s)
         author, answer = await open_aside(raw, self.run)
         if author != to:
             raise MalformedBytes(f"{to} passed on an answer that {author} signed")

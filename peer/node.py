@@ -12,27 +12,23 @@ import contextlib
 import logging
 import time
 from collections import Counter
-from collections.abc import Callable, Coroutine
-from dataclasses import dataclass
+from collections.abc import Coroutine
 from typing import Any, Final
 
 from peer import handoff as work
-from peer.address_book import AddressBook
-from peer.blob_store import BlobStore
 from peer.catch_up import Catcher
 from peer.checkpoints import serve
-from peer.fetch import Asker, Fetcher
-from peer.handoff import Handoff
-from peer.network import Network
-from peer.serve import Server
+from peer.discovery import Discovery
+from peer.fetch import Fetcher
+from peer.node_parts import NodeParts
 from swarm import events
 from swarm.allreduce.shared import record_digest
-from swarm.chain import ChainState
+from swarm.chain import MAX_AGE_VERSIONS, ChainState
 from swarm.digest import Digest
-from swarm.errors import NetworkError, RemoteError, StateError, Unreachable
+from swarm.errors import MalformedBytes, NetworkError, RemoteError, StateError, Unreachable
 from swarm.events import Event
 from swarm.identity import PeerId
-from swarm.messages import Contribution, GetPeers, Goodbye, Peers, PeerStatus, open_as, seal_message
+from swarm.messages import Contribution, Goodbye, StateRecord, open_as
 from swarm.round.facts import (
     BlobFailed,
     BlobStored,
@@ -60,31 +56,11 @@ log = logging.getLogger(__name__)
 TICK_S: Final = 0.1
 SEND_TIMEOUT_S: Final = 5.0  # a control message is small: whoever takes longer counts as not reached
 MAX_SENDS_PER_PEER: Final = 32  # under way to one peer; more would only queue behind a frozen one
-DISCOVERY_EVERY_S: Final = 15.0
-FIRST_DISCOVERY_S: Final = 1.0
 GOODBYE_TIMEOUT_S: Final = 1.0
-_DIALLED_AT_ONCE: Final = 16
-REDIAL_EVERY_S: Final = 5.0  # of one peer that the daemon does not find by itself
-_PINNED_COMMITS: Final = 8  # commits whose contributions stay for whoever catches up
-
-CheckBlob = Callable[[Contribution, bytes], None]
-"""Raises RemoteError for a contribution that does not decode."""
-
-
-@dataclass(frozen=True, slots=True)
-class NodeParts:
-    """The collaborators of a node, made by whoever starts the peer."""
-
-    participant: Participant
-    network: Network
-    server: Server
-    store: BlobStore
-    asker: Asker
-    handoff: Handoff
-    book: AddressBook
-    check_blob: CheckBlob
-    record_event: Callable[[float, Event], None]
-    lease_windows: int
+CHECKED_AT_ONCE: Final = 2  # contributions that are decoded to see whether they can be: each is whole in memory
+_PINNED_VERSIONS: Final = MAX_AGE_VERSIONS + 2  # a contribution older than that is in a kept log, or never will be
+_ROOM_BYTES: Final = 1 << 20  # that a contribution may have beyond the bytes of the whole state: its header
+_MAX_LOSS: Final = 1e6  # that a status can carry
 
 
 class Node:
@@ -98,10 +74,17 @@ class Node:
         self._chains = chains  # that the trainer can go back to, newest first
         self._progress = work.Progress()
         self._checkpoint_version: int | None = max(parts.server.checkpoints, default=None)
-        self._sends: Counter[PeerId] = Counter()
-        self._pinned: dict[Digest, None] = {}
-        self._redialled: dict[PeerId, float] = {}
+        self._sends: Counter[PeerId] = Counter()  # under way, by receiver
+        self._sealed: tuple[object, bytes] = (None, b"")  # the last message that was sealed: often for several peers
+        self._pinned: dict[Digest, int] = {}  # contributions, and the version at which each was last wanted
+        self._undecodable: set[Digest] = set()  # contributions of the last versions, told once
+        self._checks = asyncio.Semaphore(CHECKED_AT_ONCE)
+        self._reports: asyncio.Queue[work.Report] = asyncio.Queue()
+        self._adopting: StateRecord | None = None
+        self._effects: set[asyncio.Task[None]] = set()
         self._tasks: asyncio.TaskGroup
+        own_doors = (self._received, lambda peer, status: self._perform(Send(peer, status)), self._happened)
+        self._discovery = Discovery(parts.participant, parts.network, parts.asker, parts.book, own_doors)
         self._left = asyncio.Event()
         self._saved_view = parts.participant.view
         self._caught_up: tuple[str, int, float] | None = None
@@ -117,16 +100,18 @@ class Node:
             loop = asyncio.get_running_loop()
             self._parts.network.transport.serve(self._parts.server.handle)
             self._happened(started)
-            self._parts.handoff.listen(loop, self._reported)
-            ticker = self._tasks.create_task(self._ticker(), name="ticker")
-            discovery = self._tasks.create_task(self._discovery(), name="discovery")
+            self._parts.handoff.listen(loop, self._reports.put_nowait)
+            own = [
+                self._tasks.create_task(self._ticker(), name="ticker"),
+                self._tasks.create_task(self._discovery.run(), name="discovery"),
+                self._tasks.create_task(self._hear_trainer(), name="reports"),
+            ]
             await self._left.wait()
-            ticker.cancel()
-            discovery.cancel()
+            for task in own:
+                task.cancel()
             await self._say_goodbye()
-            for task in asyncio.all_tasks():
-                if task.get_name() == "effect":
-                    task.cancel()
+            for effect in self._effects:
+                effect.cancel()
 
     def leave(self) -> None:
         """Ends `run`. Called in the loop's thread."""
@@ -140,7 +125,7 @@ class Node:
     def others_behind(self) -> tuple[str, ...]:
         """Names of members heard lately that have not reached our version yet."""
         own = self._participant.chain.version
-        fresh = self._participant.presence.fresh(time.monotonic())
+        fresh = self._participant.presence.fresh(asyncio.get_running_loop().time())
         return tuple(heard.status.name for heard in fresh if heard.status.version < own)
 
     async def _say_goodbye(self) -> None:
@@ -162,48 +147,10 @@ class Node:
                 self._restarts = self._parts.network.num_restarts
                 self._happened(events.DaemonRestarted(self._participant.me.peer, "the network daemon had died"))
 
-    async def _discovery(self) -> None:
-        """Statuses from the noticeboard and from whoever we know, and our own onto the board."""
-        wait_s = FIRST_DISCOVERY_S
-        await self._meet(tuple(self._parts.network.transport.known))
+    async def _hear_trainer(self) -> None:
+        """A task of the group, so that what goes wrong in here rises instead of being logged by the loop."""
         while True:
-            status = self._participant.status()
-            try:
-                sealed = self._seal(status)
-                await self._parts.network.board.publish(status.peer, sealed)
-                for record in await self._parts.network.board.read():
-                    self._received(record.status.peer, record.status, record.sealed)
-            except (NetworkError, OSError) as error:
-                log.debug("the noticeboard: %s", error)
-            if not self._participant.presence.fresh(time.monotonic()):
-                await self._find_anybody()
-            self._parts.book.note(heard.status for heard in self._participant.presence.roll.all())
-            await asyncio.sleep(wait_s)
-            wait_s = min(DISCOVERY_EVERY_S, 2 * wait_s)
-
-    async def _find_anybody(self) -> None:
-        """We hear nobody: dials every address we remember, and tells whoever answers that we are here."""
-        with contextlib.suppress(NetworkError, RemoteError):
-            await self._meet(await self._parts.network.connect_all(self._parts.book.addresses()[:_DIALLED_AT_ONCE]))
-
-    async def _meet(self, peers: tuple[PeerId, ...]) -> None:
-        """Asks peers whom they know, and tells all of them of us."""
-        for peer in peers:
-            try:
-                answer = await self._parts.asker.ask(peer, GetPeers(), timeout_s=SEND_TIMEOUT_S)
-            except (NetworkError, RemoteError) as error:
-                log.debug("%s was asked for peers: %s", peer, error)
-                continue
-            for sealed in answer.statuses if isinstance(answer, Peers) else ():
-                try:
-                    status = open_as(PeerStatus, sealed, run=self._parts.asker.run)
-                except RemoteError as error:
-                    self._happened(events.PeerMisbehaved(peer, f"passed on a status: {error}"[:400]))
-                    continue
-                self._received(status.peer, status, sealed)
-        own = self._participant.status()
-        for heard in self._participant.presence.roll.all():
-            self._perform(Send(heard.status.peer, own))
+            self._reported(await self._reports.get())
 
     # ---------------------------------------------------------------- facts in
 
@@ -211,7 +158,7 @@ class Node:
         """One step of the machine, and its effects. Whoever has left takes nothing in any more."""
         if self._left.is_set():
             return
-        for effect in self._participant.step(fact, time.monotonic()):
+        for effect in self._participant.step(fact, asyncio.get_running_loop().time()):
             self._perform(effect)
         if self._participant.view != self._saved_view:
             self._saved_view = self._participant.view
@@ -243,6 +190,9 @@ class Node:
                 self._moved(report)
             case work.MoveFailed(reason):
                 log.warning("could not move to the next head: %s", reason)
+                if self._adopting is not None:
+                    self._catcher.refuse(self._adopting)
+                    self._adopting = None
                 self.post(CatchUpEnded(reason))
             case work.Kept(record):
                 serve(self._parts.store, report)
@@ -250,7 +200,8 @@ class Node:
                 self._checkpoint_version = record.version
                 self._happened(events.CheckpointKept(record.version, sum(file.num_bytes for file in record.files)))
             case work.Evaluation(version, loss):
-                self._happened(events.Evaluated(version, loss))
+                if _loss(loss) is not None:
+                    self._happened(events.Evaluated(version, loss))
             case work.StepDropped(reason):
                 self._happened(events.StepNotApplied(self._participant.me.peer, reason[:400]))
             case work.TrainerEnded():
@@ -260,7 +211,13 @@ class Node:
         self._parts.server.state, self._parts.server.log = moved.record, moved.log
         chains = {chain.head: chain for chain in (moved.record.chain, *self._chains)}
         self._chains = tuple(chains[head] for head in moved.heads if head in chains)
-        self._pin(*(entry.root for commit in moved.log[-_PINNED_COMMITS:] for entry in commit.commit.entries))
+        self._adopting = None
+        oldest = (
+            moved.record.chain.version - _PINNED_VERSIONS
+        )  # what was listed since is pinned with the log that is saved
+        self._pinned = {root: version for root, version in self._pinned.items() if version >= oldest}
+        self._pin()
+        self._undecodable.clear()
         me = self._participant.me.peer
         if moved.dropped_tokens:
             self._happened(events.WorkDropped(me, moved.dropped_tokens, "our own state was wrong"))
@@ -285,8 +242,8 @@ class Node:
                     down_bytes=network.down_bytes,
                     up_bytes_per_s=network.up_bytes_per_s,
                     down_bytes_per_s=network.down_bytes_per_s,
-                    train_loss=progress.train_loss,
-                    heldout_loss=progress.heldout_loss,
+                    train_loss=_loss(progress.train_loss),
+                    heldout_loss=_loss(progress.heldout_loss),
                     heldout_version=progress.heldout_version,
                     checkpoint_version=self._checkpoint_version,
                     addresses=network.addresses[:8],
@@ -301,6 +258,7 @@ class Node:
         match effect:
             case Send(to, message, sealed):
                 if self._sends[to] < MAX_SENDS_PER_PEER:
+                    self._sends[to] += 1
                     self._spawn(self._send(to, self._seal(message) if sealed is None else sealed))
             case RequestCut(reason):
                 self._parts.handoff.give(work.CutNow(reason))
@@ -314,19 +272,22 @@ class Node:
                 self._happened(event)
 
     def _spawn(self, task: Coroutine[Any, Any, None]) -> None:
-        self._tasks.create_task(task, name="effect")
+        effect = self._tasks.create_task(task, name="effect")
+        self._effects.add(effect)
+        effect.add_done_callback(self._effects.discard)
 
     def _seal(self, message: object) -> bytes:
-        return seal_message(self._parts.asker.keypair, self._parts.asker.run, message)
+        if self._sealed[0] is not message:
+            self._sealed = (message, self._parts.asker.seal(message))
+        return self._sealed[1]
 
     async def _send(self, to: PeerId, sealed: bytes) -> None:
-        self._sends[to] += 1
         request = self._parts.network.transport.request
         try:
             try:
                 await request(to, sealed, timeout_s=SEND_TIMEOUT_S)
             except Unreachable:
-                if not await self._redial(to):
+                if not await self._discovery.redial(to):
                     raise
                 await request(to, sealed, timeout_s=SEND_TIMEOUT_S)
         except (NetworkError, RemoteError) as error:
@@ -334,57 +295,63 @@ class Node:
             self.post(Unreached(to))
         finally:
             self._sends[to] -= 1
-
-    async def _redial(self, peer: PeerId) -> bool:
-        """Dials the addresses of a peer's status, at most every REDIAL_EVERY_S; returns whether one answered."""
-        heard, now = self._participant.presence.roll.get(peer), time.monotonic()
-        if heard is None or now < self._redialled.get(peer, 0.0) + REDIAL_EVERY_S:
-            return False
-        self._redialled[peer] = now
-        for address in heard.status.addresses:
-            with contextlib.suppress(NetworkError, RemoteError):
-                return await self._parts.network.transport.connect(address, timeout_s=SEND_TIMEOUT_S) == peer
-        return False
+            if not self._sends[to]:
+                del self._sends[to]
 
     async def _fetch(self, contribution: Contribution, holders: tuple[PeerId, ...]) -> None:
         root = contribution.root
         self._pin(root)
         try:
+            self._check_length(contribution)
             await self._fetcher.fetch(root, holders, contribution.num_bytes)
-            blob = await asyncio.to_thread(self._parts.store.read, root)
-            await asyncio.to_thread(self._parts.check_blob, contribution, blob)
+            async with self._checks:
+                await asyncio.to_thread(self._check, contribution)
         except RemoteError as error:
-            self._happened(events.PeerMisbehaved(contribution.author, f"its contribution: {error}"[:400]))
+            if root not in self._undecodable:
+                self._undecodable.add(root)
+                self._happened(events.PeerMisbehaved(contribution.author, f"its contribution: {error}"[:400]))
             self.post(BlobFailed(root, f"does not decode: {error}"))
-        except (NetworkError, StateError) as error:
+        except NetworkError as error:
+            self.post(BlobFailed(root, str(error)))
+        except StateError as error:
+            log.warning("a contribution cannot be kept: %s", error)
             self.post(BlobFailed(root, str(error)))
         else:
             self.post(BlobStored(root))
 
+    def _check_length(self, contribution: Contribution) -> None:
+        """Raises RemoteError for one that is longer than any of this run can be: it would only fill the disk."""
+        if contribution.root in self._undecodable:
+            raise MalformedBytes("it did not decode")
+        state = self._parts.server.state
+        most = sum(unit.num_bytes for unit in state.units) + _ROOM_BYTES if state is not None else None
+        if most is not None and contribution.num_bytes > most:
+            raise MalformedBytes(f"{contribution.num_bytes} bytes where at most {most} are due")
+
+    def _check(self, contribution: Contribution) -> None:
+        """In a thread. Raises StateError for a blob that the disk changed, RemoteError for one that does not decode."""
+        self._parts.check_blob(contribution, self._parts.store.read(contribution.root, check=True))
+
     async def _catch_up(self, peers: tuple[PeerId, ...], whole: bool, reason: str) -> None:
         log.info("catching up: %s", reason)
-        others = [heard.status.peer for heard in self._participant.presence.fresh(time.monotonic())]
+        others = [heard.status.peer for heard in self._participant.presence.fresh(asyncio.get_running_loop().time())]
         asked = tuple(dict.fromkeys([*peers, *others]))
         try:
-            target = await self._catcher.find(asked, self._chains, whole=whole)
+            units = () if self._parts.server.state is None else self._parts.server.state.units
+            target = await self._catcher.find(asked, self._chains, whole=whole, units=units)
         except (NetworkError, RemoteError, StateError) as error:
             log.info("catching up failed: %s", error)
             self.post(CatchUpEnded(str(error)[:400]))
             return
         self._caught_up = (target.how, target.num_bytes, target.seconds)
         if isinstance(target.order, work.AdoptState):
-            self._pin(*(unit.root for unit in target.order.record.units))
-        else:
-            self._pin(*(entry.root for commit in target.order.commits for entry in commit.commit.entries))
+            self._adopting = target.order.record
         self._parts.handoff.give(target.order)
 
     def _pin(self, *roots: Digest) -> None:
-        """Keeps blobs from being collected; of very many the oldest are let go."""
+        """Keeps contributions from being collected for the next few versions."""
         for root in roots:
-            self._pinned.pop(root, None)
-            self._pinned[root] = None
-        while len(self._pinned) > 512:
-            del self._pinned[next(iter(self._pinned))]
+            self._pinned[root] = self._participant.chain.version
         self._parts.store.pin("network", self._pinned)
 
     def _happened(self, event: Event) -> None:
@@ -405,3 +372,8 @@ class Node:
     def _known_statuses(self) -> list[bytes]:
         own = self._seal(self._participant.status())
         return [own, *(heard.sealed for heard in self._participant.presence.roll.all() if not heard.left)]
+
+
+def _loss(loss: float | None) -> float | None:
+    """A loss that a status can carry; None for one of a model that has diverged."""
+    return loss if loss is not None and 0.0 <= loss <= _MAX_LOSS else None

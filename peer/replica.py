@@ -105,8 +105,8 @@ class Replica:
         self.work = Work(since_version=state.chain.version)
 
     def begin_from(self, record: StateRecord) -> None:
-        """Starts without a past from a snapshot whose blobs are in the store. Raises MalformedBytes."""
-        blobs = [self.store.read(unit.root) for unit in record.units]
+        """Starts without a past from a snapshot whose blobs are in the store. Raises MalformedBytes or StateError."""
+        blobs = [self.store.read(unit.root, check=True) for unit in record.units]
         self.begin(from_snapshot(self.math, record, blobs))
 
     def restore(self, saved: SavedState) -> Tensor:
@@ -169,7 +169,7 @@ class Replica:
     def adopt(self, record: StateRecord, theta_N: Tensor, *, keep_progress: bool) -> Moved:
         """HEAD to a snapshot whose blobs are in the store. `keep_progress=False`: our own state was wrong, so the work on
         top of it is given up too."""
-        blobs = [self.store.read(unit.root) for unit in record.units]
+        blobs = [self.store.read(unit.root, check=True) for unit in record.units]
         version = Version(from_snapshot(self.math, record, blobs), record)
         if keep_progress:
             return self._move([version], (), theta_N)

@@ -32,7 +32,8 @@ from peer.inner import make_inner_optimizer, planned_optimizer
 from peer.model import build_model, genesis_digest, initial_parameters, layout_of
 from peer.network import Network, NetworkConfig
 from peer.network_thread import NetworkThread
-from peer.node import Node, NodeParts
+from peer.node import Node
+from peer.node_parts import NodeParts
 from peer.options import PeerOptions
 from peer.replica import Replica
 from peer.saved import Generations

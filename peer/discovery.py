@@ -1,0 +1,137 @@
+"""How a peer meets others: the noticeboard, whom its acquaintances know, and the addresses it remembers.
+
+One task, a child of the node's; whatever it learns goes to the round machine as a received status.
+"""
+
+from __future__ import annotations
+
+import asyncio
+import contextlib
+import logging
+from collections.abc import Callable, Sequence
+from typing import Any, Final
+
+from peer.address_book import AddressBook
+from peer.fetch import Asker
+from peer.network import Network
+from swarm.errors import NetworkError, RemoteError, StateError
+from swarm.events import Event, PeerMisbehaved
+from swarm.identity import PeerId
+from swarm.messages import GetPeers, Peers, PeerStatus, open_as
+from swarm.round.participant import Participant
+
+log = logging.getLogger(__name__)
+
+DISCOVERY_EVERY_S: Final = 15.0
+FIRST_DISCOVERY_S: Final = 1.0
+ASK_TIMEOUT_S: Final = 5.0
+REDIAL_EVERY_S: Final = 5.0  # of one peer that the daemon does not find by itself
+_ASKED_AT_ONCE: Final = 8
+_DIALLED_AT_ONCE: Final = 16
+_MAX_REDIALLED: Final = 1024
+
+Received = Callable[[PeerId, Any, bytes], None]
+
+
+class Discovery:
+    """Finds peers; `received` takes each status found, `tell` sends a peer our own, `happened` an event."""
+
+    def __init__(
+        self,
+        participant: Participant,
+        network: Network,
+        asker: Asker,
+        book: AddressBook,
+        doors: tuple[Received, Callable[[PeerId, PeerStatus], None], Callable[[Event], None]],
+    ) -> None:
+        self._participant = participant
+        self._network = network
+        self._asker = asker
+        self._book = book
+        self._received, self._tell, self._happened = doors
+        self._redialled: dict[PeerId, float] = {}
+
+    async def run(self) -> None:
+        """Meets peers until it is cancelled, often at first."""
+        wait_s = FIRST_DISCOVERY_S
+        await self._meet(tuple(self._network.transport.known))
+        while True:
+            await self._look_at_board()
+            if not self._participant.presence.fresh(asyncio.get_running_loop().time()):
+                await self._find_anybody()
+            await self._note_addresses()
+            await asyncio.sleep(wait_s)
+            wait_s = min(DISCOVERY_EVERY_S, 2 * wait_s)
+
+    async def redial(self, peer: PeerId) -> bool:
+        """Dials the addresses of a peer's status, at most every REDIAL_EVERY_S; returns whether one answered."""
+        heard, now_s = self._participant.presence.roll.get(peer), asyncio.get_running_loop().time()
+        if heard is None or now_s < self._redialled.get(peer, -REDIAL_EVERY_S) + REDIAL_EVERY_S:
+            return False
+        self._redialled.pop(peer, None)
+        self._redialled[peer] = now_s
+        while len(self._redialled) > _MAX_REDIALLED:
+            del self._redialled[next(iter(self._redialled))]
+        for address in heard.status.addresses:
+            with contextlib.suppress(NetworkError, RemoteError):
+                return await self._network.transport.connect(address, timeout_s=ASK_TIMEOUT_S) == peer
+        return False
+
+    async def _look_at_board(self) -> None:
+        """Our status onto the noticeboard, the others' from it."""
+        status = self._participant.status()
+        sealed = self._asker.seal(status)
+        try:
+            await self._network.board.publish(status.peer, sealed)
+            for record in await self._network.board.read():
+                self._received(record.status.peer, record.status, record.sealed)
+        except (NetworkError, OSError) as error:
+            log.debug("the noticeboard: %s", error)
+
+    async def _find_anybody(self) -> None:
+        """We hear nobody: dials every address we remember, and tells whoever answers that we are here."""
+        with contextlib.suppress(NetworkError, RemoteError):
+            await self._meet(await self._network.connect_all(self._book.addresses()[:_DIALLED_AT_ONCE]))
+
+    async def _meet(self, peers: Sequence[PeerId]) -> None:
+        """Asks peers whom they know, and tells all of them of us."""
+        places = asyncio.Semaphore(_ASKED_AT_ONCE)
+
+        async def ask(peer: PeerId) -> None:
+            async with places:
+                await self._ask(peer)
+
+        await asyncio.gather(*(ask(peer) for peer in peers))
+        own = self._participant.status()
+        for heard in self._participant.presence.roll.all():
+            self._tell(heard.status.peer, own)
+
+    async def _ask(self, peer: PeerId) -> None:
+        try:
+            answer = await self._asker.ask(peer, GetPeers(), timeout_s=ASK_TIMEOUT_S)
+        except (NetworkError, RemoteError) as error:
+            log.debug("%s was asked for peers: %s", peer, error)
+            return
+        statuses = answer.statuses if isinstance(answer, Peers) else ()
+        for sealed, status in zip(statuses, await asyncio.to_thread(self._open_all, statuses), strict=True):
+            if isinstance(status, PeerStatus):
+                self._received(status.peer, status, sealed)
+            else:
+                self._happened(PeerMisbehaved(peer, f"passed on a status: {status}"[:400]))
+
+    def _open_all(self, statuses: Sequence[bytes]) -> list[PeerStatus | RemoteError]:
+        """In a thread: a page of statuses has 64 signatures to be checked."""
+        opened: list[PeerStatus | RemoteError] = []
+        for sealed in statuses:
+            try:
+                opened.append(open_as(PeerStatus, sealed, run=self._asker.run))
+            except RemoteError as error:
+                opened.append(error)
+        return opened
+
+    async def _note_addresses(self) -> None:
+        heard = sorted(self._participant.presence.roll.all(), key=lambda one: one.at_s, reverse=True)
+        try:
+            await asyncio.to_thread(self._book.note, [one.status for one in heard])
+        except StateError as error:
+            log.warning("the address book: %s", error)  # without it a peer goes on, and comes back by its invite

@@ -1,0 +1,35 @@
+"""The collaborators of a node, made by whoever starts the peer."""
+
+from __future__ import annotations
+
+from collections.abc import Callable
+from dataclasses import dataclass
+
+from peer.address_book import AddressBook
+from peer.blob_store import BlobStore
+from peer.fetch import Asker
+from peer.handoff import Handoff
+from peer.network import Network
+from peer.serve import Server
+from swarm.events import Event
+from swarm.messages import Contribution
+from swarm.round.participant import Participant
+
+CheckBlob = Callable[[Contribution, bytes], None]
+"""Raises RemoteError for a contribution that does not decode."""
+
+
+@dataclass(frozen=True, slots=True)
+class NodeParts:
+    """The collaborators of a node, made by whoever starts the peer."""
+
+    participant: Participant
+    network: Network
+    server: Server
+    store: BlobStore
+    asker: Asker
+    handoff: Handoff
+    book: AddressBook
+    check_blob: CheckBlob
+    record_event: Callable[[float, Event], None]
+    lease_windows: int
