@@ -75,6 +75,15 @@ class Lossy:
 
 
 @dataclass(frozen=True)
+class DiskFull:
+    """A peer cannot write its state: no head can be moved to."""
+
+    peer: int
+    from_s: float
+    to_s: float
+
+
+@dataclass(frozen=True)
 class Join:
     """A new peer starts from version 0."""
 
@@ -89,7 +98,7 @@ class Leave:
     at_s: float
 
 
-Fault = Crash | StrikeLeader | Freeze | Partition | Slow | Lossy | Join | Leave
+Fault = Crash | StrikeLeader | Freeze | Partition | Slow | Lossy | DiskFull | Join | Leave
 
 
 def over_at_s(faults: tuple[Fault, ...]) -> float:

@@ -15,7 +15,7 @@ from swarm import chain as chains
 from swarm.chain import MAX_AGE_VERSIONS, ChainState
 from swarm.digest import Digest, digest_of
 from swarm.messages import Commit, Contribution
-from swarm.round.facts import CutDone, Figures, HeadReached, Measured
+from swarm.round.facts import CatchUpEnded, CutDone, Figures, HeadReached, Measured
 from tests.sim.wires import seal
 
 if TYPE_CHECKING:
@@ -148,6 +148,9 @@ class StubTrainer:
         self._life.take(CutDone(contribution, sealed))
 
     def _apply(self, base: Digest, commits: tuple[Commit, ...]) -> None:
+        if not self._life.world.fate.may_write(self._life.peer):
+            self._life.take(CatchUpEnded("the disk is full"))
+            return
         heads = [chain.head for chain in self.now.chains]
         kept = list(self.now.chains[: heads.index(base) + 1])
         log = tuple(self.now.log)

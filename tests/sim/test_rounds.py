@@ -12,7 +12,7 @@ import pytest
 
 from swarm.config import RunConfig
 from swarm.events import RoundCommitted, ViewChanged
-from tests.sim.faults import Crash, Fault, Freeze, Join, Leave, Lossy, Partition, Phase, Slow, StrikeLeader
+from tests.sim.faults import Crash, DiskFull, Fault, Freeze, Join, Leave, Lossy, Partition, Phase, Slow, StrikeLeader
 from tests.sim.world import World, round_config
 
 NUM_SEEDS = int(os.environ.get("BARNRAISE_SIM_SEEDS", "20"))
@@ -66,9 +66,9 @@ def test_a_steady_swarm_lists_everyone_in_every_round(peers: int, seed: int) -> 
 @pytest.mark.parametrize("peers", [3, 5])
 def test_messages_of_a_round_grow_with_the_pairs_of_members(peers: int) -> None:
     world = World(peers, discovers_for_s=20.0).run_until(3, 4 * ROUND_S)
-    before, began_s = world.sent.copy(), world.now_s
+    before, began_s = world.traffic.sent.copy(), world.now_s
     world.run_until(8, 6 * ROUND_S)
-    sent = {kind: (world.sent[kind] - before[kind]) / 5 for kind in world.sent}
+    sent = {kind: (world.traffic.sent[kind] - before[kind]) / 5 for kind in world.traffic.sent}
     beats = (world.now_s - began_s) / 5 / world.config.round.heartbeat_s + 3  # some come early: cuts, heads
     followers = peers - 1
     assert sent["Commit"] <= 2 * followers  # each once, and once more to whoever beats while the leader moves
@@ -227,6 +227,13 @@ def test_all_die_and_all_return(seed: int) -> None:
     assert world.fired()
 
 
+@SEEDS
+@pytest.mark.parametrize("number", [0, 1, 2])
+def test_a_head_that_could_not_be_written_is_reached_later(number: int, seed: int) -> None:
+    world = World(3, seed, (DiskFull(number, 20.0, 50.0),)).settle(3, 4 * ROUND_S)
+    assert world.fired()
+
+
 # ---------------------------------------------------------------- links
 
 
@@ -273,7 +280,7 @@ def test_a_weak_link_to_the_leader_does_not_make_a_leader(seed: int) -> None:
     leader = world.leader().peer
     weak = next(peer for peer in world.peers if peer is not leader)
     cut = Partition((weak.number,), world.now_s, world.now_s + 40.0)
-    world.add(cut)
+    world.fate.schedule(cut)
     world.settle(3, 5 * ROUND_S)
     assert world.fired((cut,))
     assert {event.view for _, _, event in world.of_kind(RoundCommitted)} == {0}
