@@ -28,6 +28,7 @@ def outputs(snippet: str) -> dict[str, str]:
     running = {}
     for capability, threads in settings:
         environment = {**os.environ, "ATEN_CPU_CAPABILITY": capability, "OMP_NUM_THREADS": str(threads)}
+        environment["OMP_WAIT_POLICY"] = "passive"  # spinning threads would starve the other processes on two cores
         # Said by the process itself, so that a setting which did not take is no silent success.
         said = "import torch; print(torch.backends.cpu.get_cpu_capability().lower(), torch.get_num_threads())"
         command = [sys.executable, "-c", f"{said}\n{snippet}"]

@@ -3,6 +3,7 @@ of arrival."""
 
 from __future__ import annotations
 
+from collections.abc import Iterator
 from itertools import permutations
 
 import pytest
@@ -19,10 +20,20 @@ from swarm.errors import MalformedBytes
 from swarm.identity import PeerId
 from tests.unit.in_other_settings import outputs
 
-LAYOUT = build_layout([[("wte", (300, 41))], [("a", (41, 41)), ("b", (41,))], [("c", (97, 89))], [("head", (41, 300))]])
+# The first unit is above the 32,768 elements at which torch turns to several threads; none is a multiple of a vector width.
+LAYOUT = build_layout([[("wte", (900, 41))], [("a", (41, 41)), ("b", (41,))], [("c", (7, 89))], [("head", (41, 30))]])
 PEERS = tuple(PeerId(bytes([number]) * 32) for number in (1, 2, 3))
 OPTIMIZERS = ("sgd", "nesterov", "adamw")
 CODECS = ("raw", "int8")
+
+
+@pytest.fixture(autouse=True)
+def one_thread() -> Iterator[None]:
+    """In this process; the subprocesses have one or two. Idle threads of OpenMP spin, which is slow on a busy machine."""
+    before = torch.get_num_threads()
+    torch.set_num_threads(1)
+    yield
+    torch.set_num_threads(before)
 
 
 def math_of(codec: str, optimizer: str) -> RunMath:
@@ -36,7 +47,7 @@ def vector(multiplier: int) -> torch.Tensor:
     return ((torch.arange(1, LAYOUT.numel + 1) * multiplier) % 20_011 - 10_005).to(torch.float32) * (2.0**-14)
 
 
-def digests(codec: str, optimizer: str, versions: int = 3, arrival: tuple[int, ...] = (0, 1, 2)) -> list[str]:
+def digests(codec: str, optimizer: str, versions: int = 2, arrival: tuple[int, ...] = (0, 1, 2)) -> list[str]:
     """State digests of some versions; `arrival` is the order in which the peers' blobs come in."""
     math = math_of(codec, optimizer)
     state = genesis_state(math, digest_of("test", b"run"), vector(7919))
@@ -67,7 +78,7 @@ def test_every_cpu_setting_gives_the_same_state() -> None:
 
 @pytest.mark.parametrize("codec", CODECS)
 def test_the_order_of_arrival_does_not_matter(codec: str) -> None:
-    assert len({tuple(digests(codec, "nesterov", 2, order)) for order in permutations((0, 1, 2))}) == 1
+    assert len({tuple(digests(codec, "nesterov", 1, order)) for order in permutations((0, 1, 2))}) == 1
 
 
 @pytest.mark.parametrize("optimizer", OPTIMIZERS)
