@@ -1,0 +1,173 @@
+"""Blobs on disk: named by their bytes, whole or absent, checked, and removed only when nobody needs them."""
+
+from __future__ import annotations
+
+import errno
+import os
+from pathlib import Path
+
+import pytest
+from hypothesis import HealthCheck, given, settings
+from hypothesis import strategies as st
+
+from peer import disk
+from peer.blob_store import BlobStore
+from swarm.digest import CHUNK_BYTES, blob_digest, chunks_of, leaves_of, root_of_leaves
+from swarm.errors import StateError
+
+BLOB = bytes(range(256)) * 5000  # two chunks
+ROOT = blob_digest(BLOB)
+
+
+@pytest.fixture
+def store(tmp_path: Path) -> BlobStore:
+    return BlobStore(tmp_path / "blobs")
+
+
+def file_of(tmp_path: Path, root: object = ROOT) -> Path:
+    return tmp_path / "blobs" / root.hex()  # type: ignore[attr-defined]
+
+
+@settings(max_examples=25, suppress_health_check=[HealthCheck.function_scoped_fixture])
+@given(st.lists(st.binary(max_size=300), max_size=4))
+def test_a_blob_is_named_by_its_bytes_and_comes_back(store: BlobStore, parts: list[bytes]) -> None:
+    whole = b"".join(parts)
+    root = store.put(parts, durable=False)
+    assert root == blob_digest(whole)
+    assert store.read(root, check=True) == whole
+    info = store.info(root)
+    assert info is not None and info.num_bytes == len(whole) and info.leaves == leaves_of(whole)
+
+
+def test_chunks_are_those_of_the_blob_and_no_more(store: BlobStore) -> None:
+    store.put(BLOB)
+    assert [store.chunk(ROOT, index) for index in (0, 1)] == [bytes(one) for one in chunks_of(BLOB)]
+    assert store.chunk(ROOT, 2) is None
+    assert store.chunk(blob_digest(b"other"), 0) is None
+
+
+def test_blobs_survive_a_restart(tmp_path: Path) -> None:
+    BlobStore(tmp_path / "blobs").put(BLOB)
+    again = BlobStore(tmp_path / "blobs")
+    assert again.has(ROOT) and again.read(ROOT, check=True) == BLOB
+    info = again.info(ROOT)
+    assert info is not None and root_of_leaves(info.num_bytes, info.leaves) == ROOT
+
+
+def test_an_absent_blob_says_where_it_was_looked_for(store: BlobStore, tmp_path: Path) -> None:
+    assert store.info(ROOT) is None and not store.has(ROOT)
+    with pytest.raises(StateError, match="blobs"):
+        store.read(ROOT)
+
+
+@pytest.mark.parametrize("length", [0, 1, CHUNK_BYTES, len(BLOB) - 1])
+def test_a_truncated_blob_is_written_anew(tmp_path: Path, length: int) -> None:
+    """What a power cut may leave of a file that was never synced."""
+    file_of(tmp_path).parent.mkdir()
+    file_of(tmp_path).write_bytes(BLOB[:length])
+    store = BlobStore(tmp_path / "blobs")
+    assert store.info(ROOT) is None
+    assert store.put(BLOB) == ROOT
+    assert store.read(ROOT, check=True) == BLOB
+
+
+def test_a_changed_blob_is_found_removed_and_can_be_put_again(store: BlobStore, tmp_path: Path) -> None:
+    store.put(BLOB)
+    changed = bytearray(BLOB)
+    changed[77] ^= 1
+    file_of(tmp_path).write_bytes(changed)
+    with pytest.raises(StateError, match="not the ones that were written"):
+        store.read(ROOT, check=True)
+    assert not store.has(ROOT)
+    store.put(BLOB)
+    assert store.read(ROOT, check=True) == BLOB
+
+
+def test_collect_removes_exactly_what_nobody_pins(store: BlobStore, tmp_path: Path) -> None:
+    roots = [store.put(bytes([number])) for number in range(6)]
+    store.pin("a", roots[:2])
+    store.pin("b", roots[1:3])
+    assert store.collect() == 3
+    assert [store.has(root) for root in roots] == [True, True, True, False, False, False]
+    store.pin("a", ())  # a pin replaces the owner's earlier one, and no other's
+    assert store.collect() == 1
+    assert [store.has(root) for root in roots[:3]] == [False, True, True]
+    assert sorted(path.name for path in (tmp_path / "blobs").iterdir()) == sorted(root.hex() for root in roots[1:3])
+
+
+def test_collect_leaves_downloads_and_foreign_files_alone(store: BlobStore, tmp_path: Path) -> None:
+    store.partial_path(ROOT).write_bytes(b"half")
+    foreign = [tmp_path / "blobs" / "notes.txt", tmp_path / "blobs" / ("z" * 64)]
+    for path in foreign:
+        path.write_text("mine")
+    store.collect()
+    assert store.partial_path(ROOT).exists() and all(path.exists() for path in foreign)
+    store.partial_path(ROOT).write_bytes(BLOB)
+    info = BlobStore(tmp_path / "elsewhere")
+    info.put(BLOB)
+    known = info.info(ROOT)
+    assert known is not None
+    store.adopt_partial(ROOT, known)
+    assert store.read(ROOT, check=True) == BLOB and not store.partial_path(ROOT).exists()
+
+
+def test_what_a_killed_process_left_is_cleared_at_the_start(tmp_path: Path) -> None:
+    store = BlobStore(tmp_path / "blobs")
+    store.put(BLOB)
+    for name in (f"{ROOT.hex()}.part", f"{ROOT.hex()}.123.part", "ab.gone"):
+        (tmp_path / "blobs" / name).write_bytes(b"left")
+    BlobStore(tmp_path / "blobs")
+    assert [path.name for path in (tmp_path / "blobs").iterdir()] == [ROOT.hex()]
+
+
+def test_files_elsewhere_are_served_while_they_are_there_and_never_removed(store: BlobStore, tmp_path: Path) -> None:
+    path = tmp_path / "model.safetensors"
+    path.write_bytes(BLOB)
+    store.serve_file(ROOT, path)
+    assert store.chunk(ROOT, 1) == BLOB[CHUNK_BYTES:]
+    assert store.collect() == 0 and path.exists()
+    path.write_bytes(b"something else")
+    assert BlobStore(tmp_path / "other").info(ROOT) is None
+    path.unlink()
+    assert store.info(ROOT) is None and store.chunk(ROOT, 0) is None
+
+
+def test_a_served_file_that_changed_is_not_that_blob_and_stays(store: BlobStore, tmp_path: Path) -> None:
+    path = tmp_path / "model.safetensors"
+    path.write_bytes(b"something else")
+    store.serve_file(ROOT, path)
+    assert store.info(ROOT) is None
+    assert path.exists()
+
+
+@pytest.mark.parametrize("code", [errno.ENOSPC, errno.EDQUOT])
+def test_a_full_disk_is_named_and_leaves_nothing(
+    store: BlobStore, tmp_path: Path, monkeypatch: pytest.MonkeyPatch, code: int
+) -> None:
+    def full(descriptor: int) -> None:
+        raise OSError(code, os.strerror(code))
+
+    monkeypatch.setattr(disk.os, "fsync", full)
+    with pytest.raises(StateError, match="disk is full"):
+        store.put(BLOB)
+    assert list((tmp_path / "blobs").iterdir()) == []
+
+
+def test_a_folder_that_cannot_be_made_is_one_line(tmp_path: Path) -> None:
+    (tmp_path / "file").write_text("")
+    with pytest.raises(StateError):
+        BlobStore(tmp_path / "file" / "blobs")
+
+
+def test_a_durable_put_syncs_the_bytes_and_then_the_folder(store: BlobStore, monkeypatch: pytest.MonkeyPatch) -> None:
+    """A rename outlives a power cut only when its folder was synced behind it."""
+    synced: list[str] = []
+    real = os.fsync
+
+    def note(descriptor: int) -> None:
+        synced.append(os.path.basename(os.readlink(f"/proc/self/fd/{descriptor}")))
+        real(descriptor)
+
+    monkeypatch.setattr(disk.os, "fsync", note)
+    store.put(BLOB)
+    assert synced[0].endswith(".part") and synced[1:] == ["blobs"]
