@@ -8,6 +8,7 @@ checkpoint that the monitor's `pull` fetched. Exit code 0 only if everything in 
 from __future__ import annotations
 
 import contextlib
+import json
 import os
 import shutil
 import signal
@@ -173,6 +174,7 @@ def _play(stage: _Stage, seconds: int) -> Outcome:
     checkpoint = stage.out / "checkpoint"
     _pull(stage, checkpoint)
     trained_s = time.monotonic() - began
+    traffic = _traffic(stage)
     if stage.monitor is not None:
         stage.monitor.stop(signal.SIGINT)
     leaving = {name: process for name, process in stage.peers.items() if name != victim}
@@ -181,7 +183,7 @@ def _play(stage: _Stage, seconds: int) -> Outcome:
     codes = {name: process.stop() for name, process in leaving.items()}
     config = Manifest.from_bytes((stage.out / "run.manifest").read_bytes()).config
     cache = stage.out / "data" / "cache"
-    played = Played(victim, killed_at, codes, trained_s, checkpoint, config.data, cache)
+    played = Played(victim, killed_at, codes, trained_s, checkpoint, config.data, cache, traffic)
     return judge(stage.records(), played)
 
 
@@ -247,6 +249,18 @@ def _pull(stage: _Stage, target: Path) -> None:
     (stage.out / "pull.log").write_text(pulled.stdout + pulled.stderr)
     if pulled.returncode != 0:
         raise StateError(f"the checkpoint could not be pulled: {pulled.stderr.strip() or pulled.stdout.strip()}")
+
+
+def _traffic(stage: _Stage) -> dict[str, tuple[int, int]]:
+    """Bytes up and down by peer's name, as the peers count them, from one look at the swarm."""
+    command = [sys.executable, "-m", "coordinator", "status", "--json", "--invite", stage.invite]
+    command += ["--home", str(stage.out / "maintainer")]
+    looked = subprocess.run(
+        command, env=stage.environment(), capture_output=True, text=True, timeout=PULL_TIMEOUT_S, check=False
+    )
+    if looked.returncode != 0:
+        raise StateError(f"nobody could look at the swarm: {looked.stderr.strip()}")
+    return {peer["name"]: (peer["up_bytes"], peer["down_bytes"]) for peer in json.loads(looked.stdout)["peers"]}
 
 
 def _wait(stage: _Stage, what: str, timeout_s: float, happened: object) -> None:

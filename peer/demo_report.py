@@ -86,21 +86,6 @@ class Claim:
 
 
 @dataclass(frozen=True, slots=True)
-class Outcome:
-    """Everything the summary shows."""
-
-    claims: tuple[Claim, ...]
-    records: tuple[PeerRecord, ...]
-    victim: str
-    sample: str
-    checkpoint: Path
-
-    @property
-    def holds(self) -> bool:
-        return all(claim.holds for claim in self.claims)
-
-
-@dataclass(frozen=True, slots=True)
 class Played:
     """What the demo did, to be judged."""
 
@@ -111,6 +96,21 @@ class Played:
     checkpoint: Path
     data: DataConfig
     cache: Path
+    traffic: dict[str, tuple[int, int]]  # bytes up and down since its start, by peer's name; the dead are not there
+
+
+@dataclass(frozen=True, slots=True)
+class Outcome:
+    """Everything the summary shows."""
+
+    claims: tuple[Claim, ...]
+    records: tuple[PeerRecord, ...]
+    played: Played
+    sample: str
+
+    @property
+    def holds(self) -> bool:
+        return all(claim.holds for claim in self.claims)
 
 
 @dataclass(frozen=True, slots=True)
@@ -127,7 +127,7 @@ def judge(records: list[PeerRecord], played: Played) -> Outcome:
     found = json.loads((played.checkpoint / "barnraise-record.json").read_text())
     loss, sample = _load_and_speak(played, found["evaluation"]["windows"])
     pulled = Pulled(found["version"], loss, found["evaluation"]["heldout_loss"])
-    return Outcome(claims_of(records, played, pulled), tuple(records), played.victim, sample, played.checkpoint)
+    return Outcome(claims_of(records, played, pulled), tuple(records), played, sample)
 
 
 def claims_of(records: Sequence[PeerRecord], played: Played, pulled: Pulled) -> tuple[Claim, ...]:
@@ -175,17 +175,20 @@ def show(console: Console, outcome: Outcome) -> None:
         table.add_row("[green]yes[/]" if claim.holds else "[bold red]NO[/]", claim.what, claim.figures)
     console.print(table)
     peers = Table(title="Peers", title_justify="left", box=None, padding=(0, 1))
-    for title in ("name", "version", "tokens", "contributions", "of them, MB"):
+    for title in ("name", "version", "tokens", "contributions", "encoded MB", "up MB", "down MB"):
         peers.add_column(title, justify="left" if title == "name" else "right")
+    played = outcome.played
     for record in outcome.records:
-        name = record.name + (" (killed)" if record.name == outcome.victim else "")
+        name = record.name + (" (killed)" if record.name == played.victim else "")
         listed = sum(record.peer in commit["listed"] for commit in record.commits)
-        peers.add_row(name, str(record.version), f"{record.tokens:,}", str(listed), f"{record.sent_bytes / 1e6:.1f}")
+        traffic = [f"{count / 1e6:.1f}" for count in played.traffic.get(record.name, ())] or ["", ""]
+        encoded = f"{record.sent_bytes / 1e6:.1f}"
+        peers.add_row(name, str(record.version), f"{record.tokens:,}", str(listed), encoded, *traffic)
     console.print(peers)
     console.print("\n[bold]The pulled model goes on from[/] " + repr(_PROMPT))
     console.print(plain(outcome.sample.replace("\n", " ⏎ ")), markup=False)
-    console.print(f"\nCheckpoint: {outcome.checkpoint}")
-    console.print(f'  AutoModelForCausalLM.from_pretrained("{outcome.checkpoint}")', markup=False)
+    console.print(f"\nCheckpoint: {played.checkpoint}")
+    console.print(f'  AutoModelForCausalLM.from_pretrained("{played.checkpoint}")', markup=False)
     console.print("[bold green]All of it holds.[/]" if outcome.holds else "[bold red]Not all of it holds.[/]")
 
 
