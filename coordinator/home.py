@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import os
 from dataclasses import dataclass
 from pathlib import Path
 from typing import Final
@@ -11,6 +12,7 @@ from swarm.errors import ConfigError, StateError
 from swarm.identity import Keypair, load_or_create_keypair
 from swarm.invite import Invite
 
+DATA_ENV: Final = "BARNRAISE_DATA"  # another place for everything that is kept, as for peers
 _RUN: Final = "run"
 
 
@@ -32,7 +34,8 @@ def default_root() -> Path:
     """The folder that holds a home for each run."""
     import platformdirs
 
-    return platformdirs.user_data_path("barnraise") / "monitor"
+    named = os.environ.get(DATA_ENV)
+    return (Path(named) if named else platformdirs.user_data_path("barnraise")) / "monitor"
 
 
 def open_home(invite_text: str | None, directory: Path | None, root: Path | None = None) -> Home:

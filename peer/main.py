@@ -4,6 +4,7 @@ from __future__ import annotations
 
 import logging
 import os
+import shlex
 import socket
 from pathlib import Path
 from typing import Final
@@ -108,7 +109,9 @@ def make_run(
             first.release()
         screen.say(f"manifest  {out} ({len(manifest.to_bytes())} bytes), run {manifest.run_id.hex()}")
         screen.say(f"invite    {invite.encode()}")
-        screen.say(f"start the first peer:  python run_peer.py --home {first.path}" + (" --local" if local else ""))
+        options = [*(["--data", data] if data else []), *(["--tokenizer", tokenizer] if tokenizer else [])]
+        words = ["python", "run_peer.py", "--home", first.path, *options, *(["--local"] if local else [])]
+        screen.say(f"start the first peer:  {shlex.join(map(str, words))}")
         return 0
     except LocalError:
         raise

@@ -43,6 +43,7 @@ from peer.stopping import Stopping
 from peer.trainer import Trainer
 from swarm.allreduce.codec import make_codec
 from swarm.allreduce.layout import ModelLayout
+from swarm.allreduce.probe import run_probe
 from swarm.allreduce.shared import RunMath, check_contribution, genesis_state, record_digest
 from swarm.chain import Entry
 from swarm.config import RunConfig
@@ -114,6 +115,14 @@ class Peer:
 
     # ---------------------------------------------------------------- parts
 
+    def _probe(self) -> None:
+        """This thread applies commits; its arithmetic must round as everyone's does, or its state would differ from theirs."""
+        probe = run_probe()
+        if not probe.passed:
+            raise StateError(
+                f"this machine's CPU arithmetic differs from the other peers' ({probe.reason}); it cannot take part"
+            )
+
     def _train(
         self,
         entrance: Entrance,
@@ -122,6 +131,7 @@ class Peer:
         network: Network,
         chosen: tuple[torch.device, str],
     ) -> str:
+        self._probe()
         device, device_reason = chosen
         asker = Asker(network.transport, keypair, entrance.run)
         manifest = entrance.manifest or thread.call(fetch_manifest(asker, network), None)

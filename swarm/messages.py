@@ -39,7 +39,6 @@ Sealed = Annotated[bytes, MaxLen(MAX_SEALED_BYTES)]
 class Activity(StrEnum):
     """What a peer is doing."""
 
-    JOINING = "joining"
     WAITING = "waiting"  # in step with the chain, not in the roster yet
     TRAINING = "training"
     PENDING = "pending"  # has cut; its contribution waits for a commit

@@ -379,7 +379,7 @@ class Participant:
         return True
 
     def _round_view(self, leading: Leading) -> RoundView:
-        idle = (Activity.SYNCING, Activity.JOINING, Activity.LEAVING)
+        idle = (Activity.SYNCING, Activity.LEAVING)
         present = {status.peer: status for status in self._turn.at_head() if status.activity not in idle}
         awaited = tuple(peer for peer in self.members if self.presence.is_awaited(peer, self._now_s))
         waiting = self._exchange.docket.waiting()

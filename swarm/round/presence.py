@@ -9,7 +9,7 @@ from swarm.identity import PeerId
 from swarm.messages import Activity, PeerStatus
 from swarm.round.roll import Heard, Roll
 
-_NOT_AWAITED = (Activity.SYNCING, Activity.LEAVING, Activity.JOINING)
+_NOT_AWAITED = (Activity.SYNCING, Activity.LEAVING)
 
 
 class Presence:

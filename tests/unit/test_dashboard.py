@@ -84,10 +84,10 @@ def a_swarm() -> Summary:
 
 @pytest.mark.parametrize(("width", "height"), [(80, 24), (140, 40)])
 def test_golden_picture(width: int, height: int) -> None:
-    """To accept a change that is meant: BARNRAISE_GOLDEN=write."""
+    """To accept a change that is meant: BARNRAISE_REGENERATE_GOLDEN=1."""
     drawn = render(a_swarm(), width, height)
     path = GOLDEN / f"dashboard_{width}x{height}.txt"
-    if os.environ.get("BARNRAISE_GOLDEN") == "write":
+    if os.environ.get("BARNRAISE_REGENERATE_GOLDEN") == "1":
         path.write_text(drawn)
     assert drawn == path.read_text()
 

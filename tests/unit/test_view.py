@@ -67,7 +67,7 @@ def test_one_peer_cannot_invent_a_version_a_loss_or_a_round_for_all() -> None:
 
 
 def test_a_joining_peer_does_not_drag_the_version_down() -> None:
-    joining = [seen(peer, version=0, activity=Activity.JOINING) for peer in PEERS[1:4]]
+    joining = [seen(peer, version=0, activity=Activity.SYNCING) for peer in PEERS[1:4]]
     assert summary_of(seen(PEERS[0]), *joining).version == 7
 
 
