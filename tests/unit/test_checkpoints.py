@@ -1,0 +1,123 @@
+"""The checkpoints a peer keeps: the schedule, what is pruned, and that nothing half written is offered."""
+
+from __future__ import annotations
+
+import math
+from dataclasses import replace
+from pathlib import Path
+
+import pytest
+
+from peer.blob_store import BlobStore
+from peer.checkpoints import Checkpoints, is_checkpoint_version
+from peer.model import layout_of, meta_model
+from peer.replica import Version
+from swarm.allreduce.codec import make_codec
+from swarm.allreduce.shared import RunMath, genesis_state, snapshot
+from swarm.config import CheckpointConfig, DataConfig, ModelConfig, RunConfig
+from swarm.digest import blob_digest
+from tests.unit.message_examples import RUN
+
+MODEL = ModelConfig(vocab_size=64, hidden_size=16, num_layers=1, num_heads=2, intermediate_size=32, max_positions=16)
+CONFIG = RunConfig(
+    model=MODEL,
+    data=DataConfig(sequence_length=8, eval_windows=2),
+    checkpoint=CheckpointConfig(every=3, keep=2),
+)
+
+
+@pytest.fixture(scope="module")
+def genesis() -> tuple[RunMath, Version]:
+    import torch
+
+    layout = layout_of(meta_model(MODEL))
+    math_of_run = RunMath.of(CONFIG, layout, make_codec(CONFIG.codec))
+    state = genesis_state(math_of_run, RUN, torch.linspace(-1, 1, layout.numel))
+    return math_of_run, Version(state, snapshot(math_of_run, state)[0])
+
+
+def at(version: Version, number: int) -> Version:
+    chain = replace(version.state.chain, version=number)
+    return Version(replace(version.state, chain=chain), replace(version.record, chain=chain))
+
+
+def made(folder: Path, run_math: RunMath) -> Checkpoints:
+    return Checkpoints(folder, RUN, CONFIG, run_math.layout, None)
+
+
+def versions_in(folder: Path) -> list[int]:
+    return sorted(int(path.name[1:]) for path in folder.glob("v*"))
+
+
+def test_the_schedule_is_dense_at_first_then_every_so_many() -> None:
+    due = [version for version in range(3001) if is_checkpoint_version(version, 1000)]
+    assert due == [0, 1, 2, 4, 8, 16, 32, 64, 128, 256, 512, 1000, 2000, 3000]
+    assert not is_checkpoint_version(1024, 1000)
+
+
+def test_a_kept_checkpoint_is_served_and_found_again(tmp_path: Path, genesis: tuple[RunMath, Version]) -> None:
+    run_math, version = genesis
+    checkpoints = made(tmp_path, run_math)
+    assert checkpoints.is_due(0) and not checkpoints.is_due(5)
+    kept = checkpoints.keep(version, 2.5)
+    assert not checkpoints.is_due(0)
+    record = kept.record
+    assert (record.version, record.state_digest) == (0, version.digest) and record.evaluation is not None
+    assert (record.evaluation.loss, record.evaluation.windows) == (2.5, (0, 1))
+    store = BlobStore(tmp_path / "blobs")
+    assert made(tmp_path, run_math).load(store) == (kept,)
+    for file in record.files:
+        assert blob_digest(store.read(file.root, check=True)) == file.root
+
+
+def test_pruning_keeps_version_0_and_the_newest(tmp_path: Path, genesis: tuple[RunMath, Version]) -> None:
+    run_math, version = genesis
+    checkpoints = made(tmp_path, run_math)
+    (tmp_path / "v-mine").mkdir()  # not ours
+    (tmp_path / "v000000001").mkdir()  # half written, of a version that never comes again
+    for number in (0, 2, 3):
+        checkpoints.keep(at(version, number), 1.0)
+    assert (tmp_path / "v-mine").exists()
+    (tmp_path / "v-mine").rmdir()
+    assert versions_in(tmp_path) == [0, 2, 3]
+    checkpoints.keep(at(version, 4), 1.0)
+    assert versions_in(tmp_path) == [0, 3, 4]
+    checkpoints.keep(at(version, 6), 1.0)
+    assert versions_in(tmp_path) == [0, 4, 6]
+
+
+def test_who_came_late_keeps_only_the_newest(tmp_path: Path, genesis: tuple[RunMath, Version]) -> None:
+    run_math, version = genesis
+    for number in (3, 4, 6, 8):
+        made(tmp_path, run_math).keep(at(version, number), 1.0)
+    assert versions_in(tmp_path) == [6, 8]
+
+
+@pytest.mark.parametrize("damage", ["no record", "empty record", "half a record", "changed record"])
+def test_a_half_written_one_is_not_served_and_is_made_again(
+    tmp_path: Path, genesis: tuple[RunMath, Version], damage: str
+) -> None:
+    run_math, version = genesis
+    made(tmp_path, run_math).keep(version, 1.0)
+    record = tmp_path / "v000000000" / "record.bin"
+    whole = record.read_bytes()
+    harmed = {"empty record": b"", "half a record": whole[: len(whole) // 2], "changed record": b"\xc1" + whole[1:]}
+    if damage == "no record":
+        record.unlink()
+    else:
+        record.write_bytes(harmed[damage])
+    again = made(tmp_path, run_math)
+    assert again.load(BlobStore(tmp_path / "blobs")) == ()
+    assert again.is_due(0)
+    again.keep(version, 1.0)
+    assert record.read_bytes() == whole
+
+
+@pytest.mark.parametrize("loss", [math.nan, math.inf, 1e7])
+def test_a_model_that_diverged_is_kept_without_an_evaluation(
+    tmp_path: Path, genesis: tuple[RunMath, Version], loss: float
+) -> None:
+    run_math, version = genesis
+    kept = made(tmp_path, run_math).keep(version, loss)
+    assert kept.record.evaluation is None
+    assert made(tmp_path, run_math).load(BlobStore(tmp_path / "blobs")) == (kept,)
