@@ -116,7 +116,7 @@ class Peer:
     # ---------------------------------------------------------------- parts
 
     def _probe(self) -> None:
-        """This thread applies commits; its arithmetic must round as everyone's does, or its state would differ from theirs."""
+        """This thread applies commits: its arithmetic must round as everyone else's does, or its state would differ."""
         probe = run_probe()
         if not probe.passed:
             raise StateError(
