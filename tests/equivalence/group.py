@@ -244,7 +244,7 @@ class Member:
             config,
             self.replica,
             self.inner,
-            self.text,
+            self.text,  # type: ignore[arg-type]
             self.handoff,
             self.seal,
             checkpoints,  # type: ignore[arg-type]

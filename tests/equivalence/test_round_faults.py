@@ -18,7 +18,7 @@ from peer.handoff import Report
 from peer.saved import SavedState
 from swarm.chain import CommitList
 from swarm.config import CodecConfig, InnerConfig, OuterConfig, RunConfig
-from swarm.messages import Commit, Holders
+from swarm.messages import Commit, Contribution, Holders
 from swarm.round.facts import CutDone
 from tests.equivalence.group import Group, Member, _as_entry, relative_difference, tiny_config, tiny_round
 
@@ -97,12 +97,15 @@ def a_commit(group: Group, numbers: tuple[int, ...], like: Commit) -> Commit:
     )
 
 
-def forked(group: Group, victim: int, on_x: tuple[int, ...], on_y: tuple[int, ...]) -> None:
-    """At version 1: the contributions that Y leaves out do not reach the others."""
+def keep_off_y(group: Group, on_y: tuple[int, ...]) -> None:
+    """What Y leaves out does not reach the others before member 2 is where they are."""
     outside = {group[number].id for number in range(3) if number not in on_y}
-    group.withheld = lambda fetcher, contribution: (
-        contribution.author in outside and fetcher.version == 1 and fetcher.place.number != victim
-    )
+
+    def withheld(fetcher: Member, contribution: Contribution) -> bool:
+        apart = fetcher.version == 1 or group[2].head != fetcher.head
+        return contribution.author in outside and fetcher.place.number != 2 and apart
+
+    group.withheld = withheld
 
 
 def reach_y(folder: Path, fork: str, via_x: bool) -> Member:
@@ -111,7 +114,7 @@ def reach_y(folder: Path, fork: str, via_x: bool) -> Member:
     config = run_config(exchange_deadline_s=60.0)
     with Group(folder, config, 3, batches=BATCHES, dtype=torch.float64) as group:
         group.settle(1)
-        forked(group, 2, on_x, on_y)
+        keep_off_y(group, on_y)
 
         def commits_to_apply(member: Member, commit: Commit) -> list[Commit]:
             is_fork = member.place.number == 2 and member.version == 1
@@ -122,6 +125,7 @@ def reach_y(folder: Path, fork: str, via_x: bool) -> Member:
         assert tuple(listed(group, 2)) == on_y
         moves = [report for report in group[2].reports if isinstance(report, work.Moved)]
         assert len(moves) == (3 if via_x else 2)
+        assert moves[-1].undone == (via_x and 2 in on_x and 2 not in on_y)
         assert_conserved(group)
         return group[2]
 
@@ -143,7 +147,7 @@ def test_a_leader_that_tells_one_member_another_story(tmp_path: Path, fork: str)
     with Group(tmp_path, run_config(exchange_deadline_s=60.0), 3, batches=BATCHES, dtype=torch.float64) as group:
         group.settle(1)
         parent = group[0].head
-        forked(group, 2, on_x, on_y)
+        keep_off_y(group, on_y)
 
         def rewrite(sender: Member, to: Member, message: object, raw: bytes) -> bytes:
             if isinstance(message, Commit) and message.parent == parent and to.place.number == 2:
@@ -155,6 +159,7 @@ def test_a_leader_that_tells_one_member_another_story(tmp_path: Path, fork: str)
         assert tuple(listed(group, 2)) == on_y
         moves = [report for report in group[2].reports if isinstance(report, work.Moved)]
         assert len(moves) >= 3 and any(report.caught_up for report in moves), "it was never elsewhere"
+        assert sum(report.undone for report in moves) == (2 in on_x and 2 not in on_y)
         assert_conserved(group)
         group.settle(5)
         seqs = [entry.seq for entry in group.entries_of(group[0].head) if entry.author == group[2].id]

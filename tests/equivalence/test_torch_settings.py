@@ -27,7 +27,7 @@ RUNS = {
     "raw-adamw": (CodecConfig(name="raw"), OuterConfig(optimizer="adamw", learning_rate=1e-3, weight_decay=0.1)),
 }
 
-SETTINGS = [(1, "default"), (2, "default"), (1, "avx2"), (2, "avx2")]  # threads, ATEN_CPU_CAPABILITY
+SETTINGS = [(1, "default"), (2, "default"), (2, "avx2")]  # threads, ATEN_CPU_CAPABILITY
 
 
 def run_config(codec: CodecConfig, outer: OuterConfig) -> RunConfig:
