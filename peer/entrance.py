@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import secrets
 from dataclasses import dataclass
 from pathlib import Path
 
@@ -76,6 +77,10 @@ def enter(options: PeerOptions, screen: Screen) -> Entrance:
     if isinstance(found, Manifest):
         manifest, keypair = found, None
     else:
+        if not found.seed and (options.new or options.config is None):
+            # Nobody asked for this very version 0. With a seed of its own the run is another one than all that were
+            # started from the same config, here or elsewhere: its id is the digest of its config.
+            found = found.model_copy(update={"seed": secrets.randbits(63)})
         keypair = Keypair.generate()
         manifest = complete_manifest(found, options, keypair, screen)
     home = open_home(options.home) if options.home else open_default_home(manifest.run_id, options.name)
@@ -85,6 +90,10 @@ def enter(options: PeerOptions, screen: Screen) -> Entrance:
             raise StateError(
                 f"{home.path} belongs to run {known.run_id}; leave out --new and --config to resume it, "
                 "or give the new run another --home"
+            )
+        if known is not None and options.new:
+            raise StateError(
+                f"{home.path} has this very run already; leave out --new to resume it, or give the config another seed"
             )
         if keypair is not None:
             home.adopt(keypair)  # who signed a new manifest is its first peer

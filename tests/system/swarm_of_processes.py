@@ -73,11 +73,11 @@ class PeerProcess:
 
     # ---------------------------------------------------------------- the process
 
-    def start(self, *options: str, named: bool = True) -> Self:
-        """Starts the peer with its home; the output of this process goes to fresh files, the events are appended."""
+    def start(self, *options: str, at_default_home: bool = False) -> Self:
+        """Starts the peer; the output of this process goes to fresh files, the events are appended."""
         assert not self.is_running
         self._swarm.give_way()
-        home = ["--home", str(self.home), "--name", self.name] if named else []
+        home = [] if at_default_home else ["--home", str(self.home), "--name", self.name]
         with self.out_path.open("wb") as out, self.err_path.open("wb") as err:
             self._process = subprocess.Popen(
                 [sys.executable, RUN_PEER, *home, "--local", "--json-events", self.events_path, *options],
@@ -320,6 +320,20 @@ def three_peers(folder: Path, cache: Path) -> Iterator[SwarmOfProcesses]:
         for peer in swarm.peers.values():
             peer.wait_version(1)
         yield swarm
+
+
+def wait_listed(peer: PeerProcess, others: list[PeerProcess]) -> None:
+    """Waits until a coming commit, as each of the others tells of it, lists the peer."""
+    for other in others:
+        seen = len(other.events())
+
+        def listing(other: PeerProcess = other, seen: int = seen) -> Json | None:
+            news = other.events()[seen:]
+            return next(
+                (one for one in news if one["event"] == "RoundCommitted" and peer.peer_id in one["listed"]), None
+            )
+
+        other.wait(f"a commit that lists {peer.name}", listing)
 
 
 def commits_that_stand(peer: PeerProcess) -> dict[int, Json]:

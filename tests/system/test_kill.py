@@ -13,11 +13,11 @@ from tests.system.swarm_of_processes import (
     LEADER_TIMEOUT_S,
     TRAIN_DEADLINE_S,
     Json,
-    PeerProcess,
     SwarmOfProcesses,
     assert_one_state,
     assert_versions_grow,
     three_peers,
+    wait_listed,
 )
 
 pytestmark = pytest.mark.system
@@ -88,20 +88,6 @@ def test_a_peer_starts_its_dead_daemon_again(swarm: SwarmOfProcesses) -> None:
     wait_listed(victim, [swarm.peer("p1")])
     victim.wait_commit()
     assert_one_state(*swarm.peers.values())
-
-
-def wait_listed(peer: PeerProcess, others: list[PeerProcess]) -> None:
-    """Waits until a coming commit, as each of the others tells of it, lists the peer."""
-    for other in others:
-        seen = len(other.events())
-
-        def listing(other: PeerProcess = other, seen: int = seen) -> Json | None:
-            news = other.events()[seen:]
-            return next(
-                (one for one in news if one["event"] == "RoundCommitted" and peer.peer_id in one["listed"]), None
-            )
-
-        other.wait(f"a commit that lists {peer.name}", listing)
 
 
 def longest_gap_s(stories: list[list[Json]]) -> float:
