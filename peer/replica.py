@@ -191,6 +191,8 @@ class Replica:
                 record = moved.ledger.pending[seq]
                 self.work.tokens += record.tokens
                 self.work.steps += record.steps
+                if announced is not None:  # the leases of all the rounds it spans cap its weight
+                    self.work.since_version = min(self.work.since_version, announced[0].since_version)
         self._versions, self._ledger, self.log = versions, ledger, log
         self.next_seq = max(self.next_seq, new.chain.highest_seq(self.author) + 1)
         if not self.work.steps:

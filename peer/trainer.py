@@ -146,7 +146,8 @@ class Trainer:
     # ---------------------------------------------------------------- inner steps
 
     def _open(self, members: tuple[PeerId, ...]) -> None:
-        if members != self._members and not self._replica.present.state.chain.roster:
+        """These start: at genesis, or in place of a roster of which nobody is left."""
+        if members != self._members:
             self._members = members
             self._lease()
 
@@ -230,7 +231,8 @@ class Trainer:
             return
         self._set_theta(moved.theta_N)
         self._members = self._replica.present.state.chain.roster
-        self._cut_hinted = False
+        # A hint that came in the middle of the very first step still stands: a slow card would otherwise never cut.
+        self._cut_hinted = self._cut_hinted and self._replica.work.steps > 0
         self._lease()
         self._save(moved.theta_N)
         if self._clocks.cut_at_s:
