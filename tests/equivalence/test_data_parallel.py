@@ -17,8 +17,9 @@ from torch.nn import functional
 
 from swarm.config import CodecConfig, InnerConfig, OuterConfig, RunConfig
 from swarm.lease import window_of_slot
-from tests.equivalence.group import Group, relative_difference, tiny_config, tiny_round, tiny_windows
+from tests.equivalence.group import Group
 from tests.equivalence.plain import flat, plain_model
+from tests.equivalence.stand_ins import relative_difference, tiny_config, tiny_round, tiny_windows
 
 ROUNDS = 20
 BATCHES = (2, 3, 5)  # windows of each peer: unequal weights

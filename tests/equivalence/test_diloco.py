@@ -17,8 +17,9 @@ from torch.nn import functional
 
 from swarm.config import CodecConfig, InnerConfig, OuterConfig, RunConfig
 from swarm.lease import window_of_slot
-from tests.equivalence.group import Group, relative_difference, tiny_config, tiny_round, tiny_windows
+from tests.equivalence.group import Group
 from tests.equivalence.plain import flat, plain_model
+from tests.equivalence.stand_ins import relative_difference, tiny_config, tiny_round, tiny_windows
 
 ROUNDS, PEERS, STEPS, BATCH = 20, 3, 5, 2
 PEAK, FINAL, WARMUP, DECAY = 3e-3, 3e-4, 2_000, 8_000  # learning rate by tokens; the run is 9600 tokens long

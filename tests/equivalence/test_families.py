@@ -16,7 +16,8 @@ from peer import handoff as work
 from peer.model import layout_of
 from swarm.allreduce.layout import flatten
 from swarm.config import CodecConfig, InnerConfig
-from tests.equivalence.group import Group, tiny_config, tiny_round, tiny_windows
+from tests.equivalence.group import Group
+from tests.equivalence.stand_ins import tiny_config, tiny_round, tiny_windows
 
 ROUNDS = 2
 

@@ -20,7 +20,9 @@ from swarm.chain import CommitList
 from swarm.config import CodecConfig, InnerConfig, OuterConfig, RunConfig
 from swarm.messages import Commit, Contribution, Holders
 from swarm.round.facts import CutDone
-from tests.equivalence.group import Group, Member, _as_entry, relative_difference, tiny_config, tiny_round
+from tests.equivalence.group import Group
+from tests.equivalence.member import Member, as_entry
+from tests.equivalence.stand_ins import relative_difference, tiny_config, tiny_round
 
 EXACT = 1e-12  # some hundred roundings of 1e-16
 
@@ -89,7 +91,7 @@ def a_commit(group: Group, numbers: tuple[int, ...], like: Commit) -> Commit:
     return replace(
         like,
         commit=CommitList(
-            entries=tuple(_as_entry(contribution) for contribution, _ in pending),
+            entries=tuple(as_entry(contribution) for contribution, _ in pending),
             admitted=tuple(member.id for member in group.members if member.id not in authors),
         ),
         announcements=tuple(sealed for _, sealed in pending),

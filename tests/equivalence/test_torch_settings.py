@@ -13,8 +13,9 @@ import sys
 from pathlib import Path
 
 from swarm.config import CodecConfig, InnerConfig, ModelConfig, OuterConfig, RunConfig
-from tests.equivalence.group import Group, tiny_config, tiny_round
+from tests.equivalence.group import Group
 from tests.equivalence.replay import record
+from tests.equivalence.stand_ins import tiny_config, tiny_round
 
 ROOT = Path(__file__).resolve().parents[2]
 ROUNDS = 3

@@ -1,0 +1,339 @@
+"""One peer of a swarm in memory: everything that the product builds, and the network side's work done at once."""
+
+from __future__ import annotations
+
+from collections.abc import Callable
+from dataclasses import dataclass
+from pathlib import Path
+from typing import TYPE_CHECKING
+
+import torch
+from torch import Tensor
+
+from peer import handoff as work
+from peer.catch_up import Catcher
+from peer.checkpoints import Checkpoints
+from peer.fetch import Asker, Fetcher
+from peer.handoff import Handoff, Report
+from peer.inner import make_inner_optimizer
+from peer.model import build_model, genesis_digest, initial_parameters, layout_of
+from peer.replica import Replica
+from peer.saved import SavedState
+from peer.serve import Server
+from peer.trainer import Trainer
+from swarm import chain as chains
+from swarm.allreduce.codec import make_codec
+from swarm.allreduce.layout import flatten
+from swarm.allreduce.shared import RunMath, check_contribution, decode_unit, genesis_state, record_digest
+from swarm.chain import Entry
+from swarm.config import RunConfig
+from swarm.digest import Digest, digest_of
+from swarm.errors import NetworkError, RemoteError, StateError, Unreachable
+from swarm.events import Event
+from swarm.identity import Keypair, PeerId
+from swarm.messages import Contribution, open_as, seal_message
+from swarm.round import own
+from swarm.round.facts import (
+    BlobFailed,
+    BlobStored,
+    CatchUp,
+    CatchUpEnded,
+    CutDone,
+    Effect,
+    Fact,
+    Fetch,
+    Figures,
+    Happened,
+    HeadReached,
+    Measured,
+    MoveTo,
+    Received,
+    RequestCut,
+    Send,
+    Tick,
+)
+from swarm.round.participant import Participant
+from tests.equivalence.stand_ins import (
+    Killed,
+    NoCheckpoints,
+    QuickStore,
+    TinyText,
+    WatchedGenerations,
+    WatchedTrainer,
+)
+
+if TYPE_CHECKING:
+    from tests.equivalence.group import Group
+
+RUN = digest_of("test-run")
+
+
+class _AtOnce:
+    """What `Handoff` needs of an event loop: reports are delivered where they are made, unless the peer dies there."""
+
+    def __init__(self, before: Callable[[Report], None]) -> None:
+        self._before = before
+
+    def is_closed(self) -> bool:
+        return False
+
+    def call_soon_threadsafe(self, deliver: Callable[[Report], None], report: Report) -> None:
+        self._before(report)
+        deliver(report)
+
+
+class _Wire:
+    """A transport that hands requests to the other member's server."""
+
+    def __init__(self, group: Group, me: PeerId) -> None:
+        self._group = group
+        self._me = me
+
+    async def request(self, peer: PeerId, payload: bytes, *, timeout_s: float) -> bytes:
+        other = self._group.by_id(peer)
+        if other is None:
+            raise Unreachable(f"{peer} is down")
+        return await other.server.handle(self._me, payload)
+
+
+@dataclass(frozen=True, slots=True)
+class Place:
+    """What stays of a peer when its process dies."""
+
+    number: int
+    keypair: Keypair
+    folder: Path
+    config: RunConfig  # the run's, or with another batch
+
+
+class Member:
+    """One process of a peer. `turn` is one pass of its trainer; everything else answers to the group."""
+
+    def __init__(self, group: Group, place: Place) -> None:
+        self.group, self.place = group, place
+        self.id = place.keypair.peer_id
+        self.dies_at: Callable[[Member, SavedState | Report], bool] | None = None
+        self.events: list[Event] = []
+        self.reports: list[Report] = []
+        config, dtype = place.config, group.dtype
+        model = build_model(config.model, dtype=dtype)
+        layout = layout_of(model)
+        math = RunMath.of(config, layout, make_codec(config.codec), dtype)
+        device = torch.device("cpu")
+        optimizer = make_inner_optimizer(config.inner, model.named_parameters(), device=device)
+        self.inner = WatchedTrainer(model, optimizer, device, clip_norm=config.inner.clip_norm, micro_batch=2)
+        self.inner.watch()
+        self.store = QuickStore(place.folder / "blobs")
+        self.inner.updates_N += group.saved_updates.get(place.number, 0.0)
+        generations = WatchedGenerations(place.folder / "state", self._before, self._saved)
+        self.replica = Replica(math, self.id, RUN, self.store, generations)
+        theta_N, saved_optimizer = self._begin(config)
+        self.text = TinyText(config.data, config.model.vocab_size, lambda: self.version)
+        self.handoff = Handoff()
+        kind = Checkpoints if group.checkpoints else NoCheckpoints
+        checkpoints = kind(place.folder / "checkpoints", RUN, config, layout, None)
+        self.trainer = Trainer(
+            config,
+            self.replica,
+            self.inner,
+            self.text,  # type: ignore[arg-type]
+            self.handoff,
+            self.seal,
+            checkpoints,
+        )
+        self.trainer.load(theta_N, saved_optimizer)
+        self._asker = Asker(_Wire(group, self.id), place.keypair, RUN)  # type: ignore[arg-type]
+        self._fetcher = Fetcher(self._asker, self.store)
+        self._catcher = Catcher(self._asker, self._fetcher, _open_contribution, config.lease_windows)
+        self.server = Server(place.keypair, RUN, b"", self.store)
+        self.server.state, self.server.log = self.replica.present.record, self.replica.log
+        self.server.connect(lambda sender, message, raw: self.post(Received(sender, message, raw)), list)
+        self.participant = self._make_participant(config)
+        self._pinned: dict[Digest, None] = {}
+        self._progress = work.Progress()
+        self._opened: tuple[PeerId, ...] = ()
+        self._saved_view = self.participant.view
+        self.handoff.listen(_AtOnce(self._before), self._reported)  # type: ignore[arg-type]
+
+    def _begin(self, config: RunConfig) -> tuple[Tensor, bytes | None]:
+        """From disk if there is something, else from version 0."""
+        optimizer: list[bytes | None] = [None]
+
+        def restore(saved: SavedState) -> Tensor:
+            theta_N = self.replica.restore(saved)
+            optimizer[0] = None if saved.optimizer is None else self.store.read(saved.optimizer, check=True)
+            return theta_N
+
+        theta_N = self.replica.generations.load(restore, lambda line: None)
+        if theta_N is None:
+            parameters_N = initial_parameters(config.model, config.seed, self.replica.math.layout)
+            state = genesis_state(self.replica.math, RUN, parameters_N)
+            assert state.chain == chains.genesis(RUN, genesis_digest(parameters_N))
+            self.replica.begin(state)
+            theta_N = state.anchor_N
+        self.replica.incarnation += 1
+        self.replica.save(theta_N, optimizer[0])
+        return theta_N, optimizer[0]
+
+    def _make_participant(self, config: RunConfig) -> Participant:
+        me = own.Self(self.id, f"member-{self.place.number}", "cpu", self.replica.incarnation)
+        present = self.replica.present
+        digest = record_digest(present.record)
+        participant = Participant(me, config, present.state.chain, digest, _open_contribution, self.replica.view)
+        for seq in self.replica.pending:
+            participant.restore(*self.replica.contributions[seq])
+        return participant
+
+    # ---------------------------------------------------------------- reading
+
+    @property
+    def version(self) -> int:
+        return self.replica.present.state.chain.version
+
+    @property
+    def head(self) -> Digest:
+        return self.replica.present.state.chain.head
+
+    @property
+    def digest(self) -> Digest:
+        return self.replica.present.digest
+
+    @property
+    def anchor_N(self) -> Tensor:
+        return self.replica.present.state.anchor_N
+
+    @property
+    def theta_N(self) -> Tensor:
+        return flatten(self.replica.math.layout, dict(self.inner.model.named_parameters()), self.group.dtype)
+
+    @property
+    def residual_N(self) -> Tensor:
+        return self.replica._ledger.residual_N
+
+    def imbalance(self) -> float:
+        """How far the work is from conserved, relative to all work: 0 in exact arithmetic.
+
+        -(sum of inner updates) = sum of own listed contributions as sent + residual + (anchor - theta), without decay.
+        Steps that a death took are no work: no saved state ever held them.
+        """
+        math = self.replica.math
+        listed_N = torch.zeros_like(self.inner.updates_N)
+        for entry in self.group.entries_of(self.head):
+            if entry.author == self.id:
+                blob = self.store.read(entry.root)
+                for unit in math.layout.units:
+                    listed_N[math.layout.slice_of(unit.index)] += decode_unit(math, entry, blob, unit.index).double()
+        open_N = self.residual_N.double() + (self.anchor_N.double() - self.theta_N.double())
+        return float((self.inner.updates_N + listed_N + open_N).norm() / self.inner.updates_N.norm())
+
+    # ---------------------------------------------------------------- the node's work
+
+    def turn(self) -> None:
+        self.trainer.turn(0.0)
+
+    def tick(self) -> None:
+        self._measure()
+        self.post(Tick())
+
+    def post(self, fact: Fact) -> None:
+        """One step of the machine, and its effects."""
+        for effect in self.participant.step(fact, self.group.now_s):
+            self._perform(effect)
+        if self.participant.view != self._saved_view:
+            self._saved_view = self.participant.view
+            self.handoff.give(work.SetView(self._saved_view))
+        if self.participant.opened != self._opened:
+            self._opened = self.participant.opened
+            if self._opened:
+                self.handoff.give(work.OpenRound(self._opened))
+
+    def seal(self, message: object) -> bytes:
+        return seal_message(self.place.keypair, RUN, message)
+
+    def _before(self, what: SavedState | Report) -> None:
+        if self.dies_at is not None and self.dies_at(self, what):
+            raise Killed
+
+    def _saved(self) -> None:
+        self.group.saved_updates[self.place.number] = self.inner.updates_N.clone()
+
+    def _reported(self, report: Report) -> None:
+        self.reports.append(report)
+        match report:
+            case work.Progress():
+                self._progress = report
+            case CutDone():
+                self._pin(report.contribution.root)
+                self._measure()
+                self.post(report)
+            case work.Moved():
+                self.server.state, self.server.log = report.record, report.log
+                self._pin(*(entry.root for commit in report.log for entry in commit.commit.entries))
+                self.group.note(self, report)
+                self._measure()
+                self.post(HeadReached(report.record.chain, record_digest(report.record), report.still_pending))
+            case work.MoveFailed(reason):
+                self.post(CatchUpEnded(reason))
+
+    def _measure(self) -> None:
+        progress = self._progress
+        self.post(Measured(Figures(progress.tokens_since_cut, progress.steps_since_cut)))
+
+    def _perform(self, effect: Effect) -> None:
+        match effect:
+            case Send(to, message, sealed):
+                self.group.send(self, to, message, self.seal(message) if sealed is None else sealed)
+            case RequestCut(reason):
+                self.handoff.give(work.CutNow(reason))
+            case Fetch(contribution, holders):
+                self.group.later(self, lambda: self._fetch(contribution, holders))
+            case MoveTo(commit):
+                for one in self.group.commits_to_apply(self, commit):
+                    self.handoff.give(work.ApplyCommits(one.parent, (one,)))
+            case CatchUp(peers, whole):
+                self.group.later(self, lambda: self._catch_up(peers, whole))
+            case Happened(event):
+                self.events.append(event)
+
+    def _fetch(self, contribution: Contribution, holders: tuple[PeerId, ...]) -> None:
+        root = contribution.root
+        self._pin(root)
+        if self.group.withheld(self, contribution):
+            self.post(BlobFailed(root, "withheld by the test"))
+            return
+        try:
+            self.group.run(self._fetcher.fetch(root, holders, contribution.num_bytes))
+            check_contribution(self.replica.math, as_entry(contribution), self.store.read(root))
+        except (NetworkError, RemoteError, StateError) as error:
+            self.post(BlobFailed(root, str(error)))
+        else:
+            self.post(BlobStored(root))
+
+    def _catch_up(self, peers: tuple[PeerId, ...], whole: bool) -> None:
+        others = [heard.status.peer for heard in self.participant.presence.fresh(self.group.now_s)]
+        asked = tuple(dict.fromkeys([*peers, *others]))
+        try:
+            target = self.group.run(self._catcher.find(asked, self.replica.chains, whole=whole))
+        except (NetworkError, RemoteError, StateError) as error:
+            self.post(CatchUpEnded(str(error)))
+            return
+        order = target.order
+        if isinstance(order, work.AdoptState):
+            self._pin(*(unit.root for unit in order.record.units))
+        else:
+            self._pin(*(entry.root for commit in order.commits for entry in commit.commit.entries))
+        self.handoff.give(order)
+
+    def _pin(self, *roots: Digest) -> None:
+        self._pinned.update(dict.fromkeys(roots))
+        self.store.pin("network", self._pinned)
+
+
+def _open_contribution(sealed: bytes) -> Contribution:
+    contribution: Contribution = open_as(Contribution, sealed, run=RUN)
+    return contribution
+
+
+def as_entry(contribution: Contribution) -> Entry:
+    shared = ("author", "seq", "incarnation", "root", "first_unit", "end_unit", "tokens", "steps")
+    return Entry(**{name: getattr(contribution, name) for name in shared})
