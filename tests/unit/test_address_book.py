@@ -1,0 +1,71 @@
+"""The address book: who was heard last first, only what can be dialled, and never a reason not to start."""
+
+from __future__ import annotations
+
+from dataclasses import replace
+from pathlib import Path
+
+import pytest
+from hypothesis import HealthCheck, given, settings
+from hypothesis import strategies as st
+
+from peer.address_book import MAX_REMEMBERED, AddressBook
+from swarm import wire
+from swarm.address import parse_address
+from swarm.identity import Keypair
+from swarm.messages import PeerStatus
+from tests.unit.message_examples import example_of
+
+
+def status(number: int, *hosts: str) -> PeerStatus:
+    peer = Keypair.from_seed(bytes([number]) * 32).peer_id
+    addresses = tuple(f"/ip4/{host}/tcp/4001/p2p/{peer.base58}" for host in hosts)
+    return replace(example_of(PeerStatus), peer=peer, addresses=addresses)
+
+
+def test_heard_last_first_and_kept_across_restarts(tmp_path: Path) -> None:
+    one, two = status(1, "10.0.0.1", "10.1.0.1"), status(2, "10.0.0.2")
+    book = AddressBook(tmp_path / "book")
+    book.note([one])
+    book.note([two, one])
+    due = (two.addresses[0], *one.addresses)
+    assert book.addresses() == due == AddressBook(tmp_path / "book").addresses()
+
+
+def test_many_peers_before_many_addresses_of_one(tmp_path: Path) -> None:
+    book = AddressBook(tmp_path / "book")
+    book.note(status(number, *(f"10.{number}.0.{host}" for host in range(8))) for number in range(1, 101))
+    assert len(book.addresses()) == MAX_REMEMBERED
+    assert len({parse_address(one).peer for one in book.addresses()}) == MAX_REMEMBERED
+
+
+def test_addresses_that_cannot_be_dialled_or_name_another_are_left_out(tmp_path: Path) -> None:
+    """A hostile status must not keep us from starting the next time, nor send us to a stranger."""
+    good, stranger = status(1, "10.0.0.1"), status(2, "10.0.0.2")
+    bad = ("", "/ip4/1.2.3.4", "/ip4/999.1.1.1/tcp/1/p2p/x", "\x1b[2J", *stranger.addresses, *good.addresses)
+    book = AddressBook(tmp_path / "book")
+    book.note([replace(good, addresses=bad)])
+    assert book.addresses() == good.addresses
+
+
+@settings(max_examples=40, suppress_health_check=[HealthCheck.function_scoped_fixture])
+@given(st.binary(max_size=60) | st.lists(st.text(max_size=9) | st.integers(0, 9), max_size=4).map(wire.encode))
+def test_a_damaged_book_is_an_empty_one(tmp_path: Path, content: bytes) -> None:
+    (tmp_path / "book").write_bytes(content)
+    assert AddressBook(tmp_path / "book").addresses() == ()
+
+
+def test_what_has_not_changed_is_not_written(tmp_path: Path) -> None:
+    book = AddressBook(tmp_path / "book")
+    book.note([status(1, "10.0.0.1")])
+    (tmp_path / "book").unlink()
+    book.note([status(1, "10.0.0.1")])
+    assert not (tmp_path / "book").exists()
+
+
+def test_what_could_not_be_written_is_tried_again(tmp_path: Path) -> None:
+    book = AddressBook(tmp_path / "book")
+    (tmp_path / "book").mkdir()
+    for _ in range(2):
+        with pytest.raises(Exception, match="cannot be written"):
+            book.note([status(1, "10.0.0.1")])
