@@ -13,11 +13,11 @@ from peer.data.windows import describe_data
 from peer.home import Home, HomeInUse, cache_folder, last_home, open_default_home, open_home
 from peer.model import genesis_digest, initial_parameters, layout_of, meta_model
 from peer.options import PeerOptions
+from peer.run_file import read_run_file
 from peer.screen import Screen
 from swarm.config import RunConfig
-from swarm.config_file import load_config
 from swarm.digest import Digest
-from swarm.errors import ConfigError, RemoteError, StateError
+from swarm.errors import StateError
 from swarm.identity import Keypair
 from swarm.invite import Invite
 from swarm.manifest import Manifest, sign_manifest
@@ -52,16 +52,7 @@ def read_config(path: Path | None) -> RunConfig | Manifest:
     """A run's config from TOML, a finished manifest, or, without a path, what suits this machine."""
     if path is None:
         return preset_config("small" if torch.cuda.is_available() else "tiny")
-    try:
-        raw = path.read_bytes()
-    except OSError as error:
-        raise ConfigError(f"--config {path}: {error.strerror}") from None
-    if raw[:1] and raw[0] & 0xF0 == 0x90:  # a msgpack list: never the first byte of TOML
-        try:
-            return Manifest.from_bytes(raw)
-        except RemoteError as error:
-            raise ConfigError(f"--config {path}: not a manifest of this build: {error}") from None
-    return load_config(path)
+    return read_run_file(path)
 
 
 def enter(options: PeerOptions, screen: Screen) -> Entrance:

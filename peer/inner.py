@@ -132,7 +132,7 @@ def planned_optimizer(
     if device.type != "cpu":
         return kind, f"{kind}, as the run says; 8-bit state is fast on this device"
     if not prefer_torch:
-        return kind, f"{kind}, as the run says; on a CPU its steps are about 25 times slower than with fp32 state"
+        return kind, f"{kind}, as the run says; on a CPU --prefer-torch is about 25 times faster"
     if not has_memory:
         return kind, f"{kind}, as the run says; fp32 state would be faster on a CPU but memory is short"
     plain = kind.removesuffix("8bit")

@@ -11,10 +11,13 @@ from typing import Final
 
 from peer.home import open_default_home, open_home, safe_name
 from peer.options import PeerOptions
+from peer.run_file import read_run_file
 from peer.screen import Screen, error_line
 from peer.stopping import Stopping
-from swarm.errors import BarnraiseError, ConfigError, DataError, LocalError
+from swarm.errors import BarnraiseError, ConfigError, DataError, LocalError, StateError
+from swarm.identity import Keypair
 from swarm.invite import Invite
+from swarm.manifest import Manifest
 
 EXIT_FAILED: Final = 2
 LOG_ENV: Final = "BARNRAISE_LOG"  # a level such as DEBUG, for people who look into a problem
@@ -32,6 +35,7 @@ def run_peer(options: PeerOptions) -> int:
         return EXIT_FAILED
     try:
         _check_early(options)
+        screen.live("loading torch and hivemind ...")
         from peer.start import Peer
 
         reason = Peer(options, screen, stopping).run()
@@ -60,9 +64,13 @@ def _check_early(options: PeerOptions) -> None:
             )
     if options.name is not None:
         safe_name(options.name)
-    if options.config is not None and not options.config.is_file():
-        raise ConfigError(f"--config {options.config}: there is no such file")
-    for option, path in (("--data", options.data), ("--tokenizer", options.tokenizer)):
+    if options.config is not None:
+        read_run_file(options.config)
+    _check_paths(options.data, options.tokenizer)
+
+
+def _check_paths(data: Path | None, tokenizer: Path | None) -> None:
+    for option, path in (("--data", data), ("--tokenizer", tokenizer)):
         if path is not None and not path.exists():
             raise DataError(f"{option} {path}: there is no such file or folder")
 
@@ -78,25 +86,24 @@ def make_run(
     local: bool,
 ) -> int:
     """Writes a manifest and prints its invite; returns the exit code."""
-    from peer.entrance import complete_manifest, read_config
-    from swarm.config import RunConfig
-    from swarm.identity import Keypair
-
     screen = Screen(quiet=False, json_events=None)
     try:
-        config = read_config(config_path)
-        if not isinstance(config, RunConfig):
+        config = read_run_file(config_path)
+        if isinstance(config, Manifest):
             raise ConfigError(
                 f"{config_path} is a manifest already; start it with: barnraise peer --config {config_path}"
             )
+        _check_paths(data, tokenizer)
+        from peer.entrance import complete_manifest  # imports torch
+
         keypair = Keypair.generate()
         manifest = complete_manifest(config, PeerOptions(data=data, tokenizer=tokenizer), keypair, screen)
         first = open_home(home) if home else open_default_home(manifest.run_id, None)
         try:
-            key_path = first.path / "identity.key"
-            if not key_path.exists():
-                key_path.write_bytes(keypair.to_libp2p())
-                key_path.chmod(0o600)
+            known = first.manifest()
+            if known is not None and known.run_id != manifest.run_id:
+                raise StateError(f"{first.path} belongs to run {known.run_id}; give the new run another --home")
+            first.adopt(keypair)
             first.keep_manifest(manifest)
             port = port or _free_port()
             host = "127.0.0.1" if local else "0.0.0.0"

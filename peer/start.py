@@ -73,6 +73,7 @@ class Peer:
         self._stopping = stopping
         self._handoff = Handoff()
         self._failure: BaseException | None = None
+        self._train_deadline_s = 0.0  # of the run, for the screen
 
     def run(self) -> str:
         """Starts everything, trains until told to stop, and takes everything down. Raises BarnraiseError."""
@@ -138,6 +139,7 @@ class Peer:
         entrance.home.keep_manifest(manifest)
         entrance.home.remember_as_last()
         config = manifest.config
+        self._train_deadline_s = config.round.train_deadline_s
         store = BlobStore(entrance.home.blobs)
         self._introduce(entrance, keypair, network, config, device_reason)
         text = BackgroundWindows(lambda progress: self._open_text(config, thread, asker, store, network, progress))
@@ -148,7 +150,8 @@ class Peer:
             optimizer = make_inner_optimizer(
                 config.inner, model.named_parameters(), device=device, prefer_torch=self._options.prefer_torch
             )
-            self._screen.fact("optimizer", planned_optimizer(config.inner, device, True)[1])
+            chosen_kind = planned_optimizer(config.inner, device, True, prefer_torch=self._options.prefer_torch)
+            self._screen.fact("optimizer", chosen_kind[1])
             precision, precision_reason = Precision.for_device(device, checkpointing=device.type == "cuda")
             inner = InnerTrainer(model, optimizer, device, clip_norm=config.inner.clip_norm, precision=precision)
             inner.micro_batch, batch_reason = choose_micro_batch(
@@ -348,7 +351,9 @@ class Peer:
             await asyncio.sleep(0.5)
             status = node.participant.figures
             version = node.participant.chain.version
-            waits = node.participant.waits_for or f"training, {status.steps_since_cut} steps into the round"
+            since_s = time.monotonic() - node.participant.presence.head_since_s
+            time_left = f"{since_s:.0f} of at most {self._train_deadline_s:.0f} s before averaging"
+            waits = node.participant.waits_for or f"training: {status.steps_since_cut} steps, {time_left}"
             self._screen.live(f"version {version}  {status.tokens_per_s:,.0f} tokens/s  {waits}")
             if self._options.rounds is not None and version >= self._options.rounds:
                 lingering_since = lingering_since or time.monotonic()

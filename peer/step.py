@@ -273,8 +273,7 @@ def _micro_batch_by_estimate(
     fitting = max(1, min(limit, budget // window_bytes))
     mib = 2**20
     return fitting, (
-        f"{fitting} of {limit} windows at once: each takes about {window_bytes / mib:.0f} MiB, and of {available / mib:.0f} "
-        f"MiB free {_CPU_MEMORY_SHARE:.0%} may be used, {gradient_bytes / mib:.0f} MiB of it for the gradients"
+        f"{fitting} of {limit} windows at once: about {window_bytes / mib:.0f} MiB each, {budget / mib:,.0f} MiB may be used"
     )
 
 

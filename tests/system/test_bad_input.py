@@ -179,7 +179,7 @@ def test_bad_config(peer: Preloaded, tmp_path: Path, text: str, because: str) ->
 
 
 def test_no_config_there(peer: Preloaded, tmp_path: Path) -> None:
-    peer.refuses("--config", tmp_path / "nothing.toml", because="there is no such file")
+    peer.refuses("--config", tmp_path / "nothing.toml", because="No such file or directory")
 
 
 @pytest.mark.parametrize("damage", ["trailing bytes", "a byte less", "a flipped bit"])

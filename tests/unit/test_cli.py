@@ -1,0 +1,110 @@
+"""The command line is an interface: option names stay, help is quick, has examples and loads neither torch nor hivemind."""
+
+from __future__ import annotations
+
+import os
+import re
+import subprocess
+import sys
+from pathlib import Path
+
+import pytest
+
+ROOT = Path(__file__).resolve().parent.parent.parent
+RUN_PEER = [str(ROOT / "run_peer.py")]
+BARNRAISE = ["-c", "from peer.cli import barnraise; barnraise()"]
+PEER_OPTIONS = {
+    "--announce",
+    "--config",
+    "--data",
+    "--device",
+    "--help",
+    "--home",
+    "--join",
+    "--json-events",
+    "--listen",
+    "--local",
+    "--name",
+    "--new",
+    "--prefer-torch",
+    "--quiet",
+    "--rounds",
+    "--tokenizer",
+}
+
+
+def python(*arguments: str) -> subprocess.CompletedProcess[str]:
+    """Runs Python in the project, with a terminal wide enough for any line."""
+    environment = {**os.environ, "COLUMNS": "200", "NO_COLOR": "1", "TERM": "dumb"}
+    return subprocess.run(
+        [sys.executable, *arguments], capture_output=True, text=True, timeout=60, cwd=ROOT, env=environment
+    )
+
+
+def options_in(text: str) -> set[str]:
+    """The options that a help text lists: what stands at the beginning of a row of its table."""
+    return set(re.findall(r"^\W*(?:-\w,? +)?(--[a-z][a-z-]*)", text, re.MULTILINE))
+
+
+@pytest.mark.parametrize("command", [RUN_PEER, [*BARNRAISE, "peer"]], ids=["run_peer.py", "barnraise peer"])
+def test_options_of_a_peer(command: list[str]) -> None:
+    shown = python(*command, "--help")
+    assert shown.returncode == 0 and shown.stderr == ""
+    assert options_in(shown.stdout) == PEER_OPTIONS
+    assert "python run_peer.py --join barnraise1-" in shown.stdout
+    assert "python run_peer.py --local --rounds 5" in shown.stdout
+
+
+def test_options_of_new() -> None:
+    shown = python(*BARNRAISE, "new", "--help")
+    assert shown.returncode == 0 and shown.stderr == ""
+    assert options_in(shown.stdout) == {"--out", "--home", "--data", "--tokenizer", "--port", "--local", "--help"}
+    assert "-o" in shown.stdout and "CONFIG.toml" in shown.stdout
+    assert "barnraise new my-run.toml -o run.manifest" in shown.stdout
+
+
+def test_commands() -> None:
+    shown = python(*BARNRAISE, "--help")
+    assert shown.returncode == 0 and shown.stderr == ""
+    for command in ("peer", "new", "demo", "monitor", "status", "pull"):
+        assert re.search(rf"^\W*{command} ", shown.stdout, re.MULTILINE), command
+
+
+@pytest.mark.parametrize(
+    "arguments",
+    [
+        ["--help"],
+        ["peer", "--help"],
+        ["new", "--help"],
+        ["demo", "--help"],
+        ["peer", "--join", "nonsense"],
+        ["new", "/nowhere"],
+    ],
+    ids=" ".join,
+)
+def test_a_look_and_a_slip_load_neither_torch_nor_hivemind(arguments: list[str]) -> None:
+    code = f"""
+import os, sys
+sys.argv = ["barnraise", *{arguments!r}]
+from peer.cli import barnraise
+
+def check(code):
+    heavy = sorted({{"torch", "hivemind", "transformers", "libp2p", "coordinator"}} & set(sys.modules))
+    sys.stdout.flush()
+    os.write(1, f"\\nheavy: {{heavy}}".encode())
+    leave(code)
+
+leave, os._exit = os._exit, check
+try:
+    barnraise()
+except SystemExit as ended:
+    check(ended.code)
+"""
+    shown = python("-c", code)
+    assert shown.stdout.endswith("heavy: []"), shown
+
+
+def test_an_option_that_is_not_there_is_refused_by_name() -> None:
+    shown = python(*RUN_PEER, "--jion", "x")
+    assert shown.returncode == 2 and shown.stdout == ""
+    assert "--jion" in shown.stderr and "Traceback" not in shown.stderr
