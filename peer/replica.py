@@ -136,6 +136,13 @@ class Replica:
         self._generation = saved.generation
         return theta_N
 
+    def skip_numbers(self, generations: int) -> None:
+        """After a fall-back over so many generations: each may have announced a number that this one has no record of.
+
+        A number used twice would let a commit list the one blob and settle the other's record.
+        """
+        self.next_seq += generations
+
     # ---------------------------------------------------------------- the operations
 
     def cut(self, theta_N: Tensor) -> tuple[int, Digest, int, Work]:

@@ -242,8 +242,12 @@ class Peer:
             optimizer[0] = None if root is None else replica.store.read(root, check=True)
             return theta_N
 
-        theta_N = replica.generations.load(restore, lambda line: self._screen.say(line, style="yellow"))
+        passed_over: list[str] = []
+        theta_N = replica.generations.load(restore, passed_over.append)
+        for line in passed_over:
+            self._screen.say(line, style="yellow")
         if theta_N is not None:
+            replica.skip_numbers(len(passed_over))
             chain = replica.present.state.chain
             self._screen.fact("resumes", f"version {chain.version}, {chain.tokens:,} tokens, head {chain.head}")
         else:
