@@ -82,7 +82,7 @@ class BlobStore:
             info = _info_of(blob)
             if root_of_leaves(info.num_bytes, info.leaves) != root:
                 self._drop_damaged(root, path)
-                raise StateError(f"{path}: its bytes are not the ones that were written ({len(blob)} bytes)")
+                raise StateError(f"the bytes of blob {root} are not the ones that were written")
         return blob
 
     def info(self, root: Digest) -> BlobInfo | None:

@@ -174,6 +174,7 @@ class Peer:
                 lambda contribution: seal_message(keypair, entrance.run, contribution),
                 checkpoints,
             )
+            trainer.last_version = self._options.rounds
             trainer.load(theta_N, saved_optimizer)
             node = self._node(entrance, manifest, replica, (store, network, asker), checkpoints)
             return self._work(trainer, node, thread, replica)
@@ -252,8 +253,8 @@ class Peer:
             self._screen.fact("resumes", f"version {chain.version}, {chain.tokens:,} tokens, head {chain.head}")
         else:
             theta_N = self._begin_afresh(replica, config, layout, network)
+            replica.save(theta_N, None)
         replica.incarnation = max(replica.incarnation + 1, int(time.time()))
-        replica.save(theta_N, optimizer[0])
         return theta_N, optimizer[0]
 
     def _begin_afresh(

@@ -87,6 +87,8 @@ class Trainer:
         self._clocks = _Clocks(TimeSplit())
         self._members: tuple[PeerId, ...] = replica.present.state.chain.roster
         self._cut_hinted = False
+        self._unsaved_steps = 0
+        self.last_version: int | None = None  # behind it nothing more is trained
         self._recent: list[tuple[float, int]] = []  # end and tokens of the last inner steps
         self._progress = Progress()
 
@@ -103,7 +105,8 @@ class Trainer:
         self.begin()
         while (stop := self.turn(IDLE_WAIT_S)) is None:
             pass
-        self._save()
+        if self._unsaved_steps:  # a second copy of what is on disk would only push out the generation before it
+            self._save()
         self._handoff.report(TrainerEnded(stop.reason))
         return stop.reason
 
@@ -162,6 +165,8 @@ class Trainer:
         underneath, or the exchange took so long that waiting for it would be a waste."""
         if self._replica.author not in self._members or self._must_cut():
             return False
+        if self.last_version is not None and self._replica.present.state.chain.version >= self.last_version:
+            return False
         if not self._replica.pending:
             return True
         late = time.monotonic() - self._clocks.cut_at_s > self._config.round.exchange_deadline_s
@@ -183,6 +188,7 @@ class Trainer:
         if result.applied:
             work.tokens += result.num_tokens
             work.steps += 1
+            self._unsaved_steps += 1
         else:
             self._handoff.report(StepDropped(f"loss {result.loss}, gradient norm {result.grad_norm}: not applied"))
         self._recent = [*self._recent, (time.monotonic(), result.num_tokens)][-_RATE_STEPS:]
@@ -295,6 +301,7 @@ class Trainer:
         state = self._inner.optimizer.state_tensors()
         optimizer = save_safetensors({name: one.contiguous() for name, one in state.items()}) if state else None
         self._replica.save(self._theta() if theta_N is None else theta_N, optimizer)
+        self._unsaved_steps = 0
 
     def _report(self) -> None:
         work = self._replica.work
