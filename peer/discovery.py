@@ -89,7 +89,9 @@ class Discovery:
             log.debug("the noticeboard: %s", error)
 
     async def _find_anybody(self) -> None:
-        """We hear nobody: dials every address we remember, and tells whoever answers that we are here."""
+        """We hear nobody: asks those we reached, who may have been starting still, and dials every address we remember; tells
+        whoever answers that we are here."""
+        await self._meet(tuple(self._network.transport.known))
         with contextlib.suppress(NetworkError, RemoteError):
             await self._meet(await self._network.connect_all(self._book.addresses()[:_DIALLED_AT_ONCE]))
 

@@ -2,6 +2,8 @@
 
 from __future__ import annotations
 
+import asyncio
+import contextlib
 from typing import Final
 
 from peer.catch_up import ASKED_FOR_STATE, fetch_best_state, states_of
@@ -13,10 +15,23 @@ from swarm.manifest import Manifest
 from swarm.messages import GetManifest, ManifestBytes, StateRecord
 
 ASK_TIMEOUT_S: Final = 10.0
+_TRIES: Final = 3
+_TRY_AGAIN_S: Final = 1.0
 
 
 async def fetch_manifest(asker: Asker, network: Network) -> Manifest:
-    """The manifest of the run, from whoever was reached; its digest must be the run id of the invite."""
+    """The manifest of the run, from whoever was reached; its digest must be the run id of the invite.
+
+    Asks a few times: somebody who has just started listens a moment before he answers. Raises Unreachable.
+    """
+    for _ in range(_TRIES - 1):
+        with contextlib.suppress(Unreachable):
+            return await _fetch_manifest_once(asker, network)
+        await asyncio.sleep(_TRY_AGAIN_S)
+    return await _fetch_manifest_once(asker, network)
+
+
+async def _fetch_manifest_once(asker: Asker, network: Network) -> Manifest:
     reasons = []
     for peer in tuple(network.transport.known):
         try:

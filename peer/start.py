@@ -38,6 +38,7 @@ from peer.options import PeerOptions
 from peer.replica import Replica
 from peer.saved import Generations
 from peer.screen import Screen
+from peer.serve import Server
 from peer.step import InnerTrainer, Precision, choose_micro_batch
 from peer.stopping import Stopping
 from peer.trainer import Trainer
@@ -52,7 +53,6 @@ from swarm.errors import BarnraiseError, DataError, StateError
 from swarm.events import PeerStarted
 from swarm.identity import Keypair
 from swarm.invite import Invite
-from swarm.manifest import Manifest
 from swarm.messages import Contribution, seal_message
 from swarm.round.own import Self
 from swarm.round.participant import Participant
@@ -141,6 +141,9 @@ class Peer:
         config = manifest.config
         self._train_deadline_s = config.round.train_deadline_s
         store = BlobStore(entrance.home.blobs)
+        server = Server(keypair, entrance.run, manifest.to_bytes(), store)
+        # Whoever pastes the invite at once must not have to wait until text and model are ready here.
+        thread.loop.call_soon_threadsafe(network.transport.serve, server.handle)
         self._introduce(entrance, keypair, network, config, device_reason)
         text = BackgroundWindows(lambda progress: self._open_text(config, thread, asker, store, network, progress))
         try:
@@ -176,7 +179,7 @@ class Peer:
             )
             trainer.last_version = self._options.rounds
             trainer.load(theta_N, saved_optimizer)
-            node = self._node(entrance, manifest, replica, (store, network, asker), checkpoints)
+            node = self._node(entrance, config, replica, (store, network, asker, server), checkpoints)
             return self._work(trainer, node, thread, replica)
         finally:
             text.close()
@@ -277,21 +280,18 @@ class Peer:
     def _node(
         self,
         entrance: Entrance,
-        manifest: Manifest,
+        config: RunConfig,
         replica: Replica,
-        network_parts: tuple[BlobStore, Network, Asker],
+        network_parts: tuple[BlobStore, Network, Asker, Server],
         checkpoints: Checkpoints,
     ) -> Node:
-        from peer.serve import Server
-
-        store, network, asker = network_parts
+        store, network, asker, server = network_parts
         me = Self(
             peer=replica.author,
             name=self._options.name or entrance.home.path.name[:40],
             device=_device_name(self._options.device),
             incarnation=replica.incarnation,
         )
-        server = Server(asker.keypair, entrance.run, manifest.to_bytes(), store)
         server.state, server.log = replica.present.record, replica.log
         server.checkpoints = {kept.record.version: kept for kept in checkpoints.load(store)}
 
@@ -303,7 +303,7 @@ class Peer:
 
         present = replica.present
         participant = Participant(
-            me, manifest.config, present.state.chain, record_digest(present.record), open_contribution, replica.view
+            me, config, present.state.chain, record_digest(present.record), open_contribution, replica.view
         )
         for seq in replica.pending:
             participant.restore(*replica.contributions[seq])
@@ -321,7 +321,7 @@ class Peer:
             book=AddressBook(entrance.home.book),
             check_blob=check_blob,
             record_event=self._screen.record,
-            lease_windows=manifest.config.lease_windows,
+            lease_windows=config.lease_windows,
         )
         return Node(parts, replica.chains)
 

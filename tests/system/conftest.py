@@ -1,13 +1,16 @@
-"""What the tests with real processes share: the embedded text, packed once per session."""
+"""What the tests with real processes share: one text, packed once, and one process that has loaded torch."""
 
 from __future__ import annotations
 
-from pathlib import Path
+import contextlib
+from collections.abc import Iterator
 
 import pytest
 
+from tests.system.launcher import Launcher
+
 
 @pytest.fixture(scope="session")
-def text_cache(tmp_path_factory: pytest.TempPathFactory) -> Path:
-    """A cache folder of text and tokens that all peers of a session may share."""
-    return tmp_path_factory.mktemp("cache")
+def launcher(tmp_path_factory: pytest.TempPathFactory) -> Iterator[Launcher]:
+    with contextlib.closing(Launcher(tmp_path_factory.mktemp("launcher"))) as launcher:
+        yield launcher

@@ -1,7 +1,7 @@
-"""Runs `run_peer.py` many times without loading torch and hivemind each time: they are loaded once, each run is a fork.
+"""Runs `run_peer.py` many times and loads torch and hivemind once: each run is a fork, else a process like any other.
 
-A script: reads one line of JSON a run, {"arguments", "out", "err", "file_limit"}, and answers with its exit code.
-Each run is a process of its own, in a session of its own, which goes through the same `main` as the command.
+A script. It reads one order a run, as a line of JSON: {"arguments", "environment", "folder", "out", "err", "code",
+"file_limit"}; answers with the process id; and writes the exit code into the file `code` when the run has ended.
 """
 
 from __future__ import annotations
@@ -10,24 +10,29 @@ import json
 import os
 import resource
 import sys
+import tempfile
 import traceback
+from pathlib import Path
+from typing import Any
 
 import bitsandbytes  # noqa: F401
-import transformers.models.gpt_neox  # noqa: F401
+import transformers.models.gpt_neox.modeling_gpt_neox  # noqa: F401
 
 import peer.start  # noqa: F401
 from peer.cli import main
 
 
-def run(order: dict[str, object]) -> None:
-    """In the child."""
+def run(order: dict[str, Any]) -> None:
+    """In the process that becomes the peer."""
     os.setsid()
+    os.chdir(order["folder"])
+    os.environ.update(order["environment"])
+    tempfile.tempdir = None
     for descriptor, name in ((0, os.devnull), (1, order["out"]), (2, order["err"])):
-        os.dup2(os.open(str(name), os.O_RDWR | os.O_CREAT, 0o600), descriptor)
-    limit = order["file_limit"]
-    if isinstance(limit, int):
-        resource.setrlimit(resource.RLIMIT_FSIZE, (limit, limit))
-    sys.argv = ["run_peer.py", *order["arguments"]]  # type: ignore[misc]
+        os.dup2(os.open(name, os.O_RDWR | os.O_CREAT | os.O_TRUNC, 0o600), descriptor)
+    if order["file_limit"] is not None:
+        resource.setrlimit(resource.RLIMIT_FSIZE, (order["file_limit"], resource.RLIM_INFINITY))
+    sys.argv = ["run_peer.py", *order["arguments"]]
     code = 1
     try:
         main()
@@ -41,9 +46,26 @@ def run(order: dict[str, object]) -> None:
         os._exit(code)
 
 
-for line in sys.stdin:
+def attend(order: dict[str, Any]) -> None:
+    """In a process between: tells the run's id, waits for its end, writes its exit code down."""
+    os.setsid()
     child = os.fork()
     if child == 0:
-        run(json.loads(line))
+        run(order)
+    print(child, flush=True)
     _, status = os.waitpid(child, 0)
-    print(os.waitstatus_to_exitcode(status), flush=True)
+    partial = Path(order["code"]).with_suffix(".part")
+    partial.write_text(str(os.waitstatus_to_exitcode(status)))
+    partial.replace(order["code"])
+    os._exit(0)
+
+
+for line in sys.stdin:
+    if os.fork() == 0:
+        attend(json.loads(line))
+    with_children = True
+    while with_children:  # those that ended meanwhile
+        try:
+            with_children = os.waitpid(-1, os.WNOHANG)[0] > 0
+        except ChildProcessError:
+            with_children = False

@@ -1,7 +1,8 @@
 """Peers as real processes, each in its own home: started, watched by their JSON events, killed, stopped, none left behind.
 
 Everything a swarm starts carries one TMPDIR of its own in its environment, which finds its processes (p2pd included) whatever
-became of their parents. Waiting is polling of the events with a generous deadline; nothing is timed.
+became of their parents. Most starts are forks of a process that has loaded torch already; `fresh` ones are not. Waiting is
+polling of the events with a generous deadline; nothing is timed.
 """
 
 from __future__ import annotations
@@ -24,10 +25,10 @@ from typing import Any, Self, TypeVar
 
 import psutil
 
-ROOT = Path(__file__).resolve().parent.parent.parent
+from tests.system.launcher import POLL_S, ROOT, Launched, Launcher
+
 RUN_PEER = ROOT / "run_peer.py"
 GENEROUS_S = 120.0  # for what takes seconds on an idle machine
-POLL_S = 0.05
 LEADER_TIMEOUT_S = 3.0
 TRAIN_DEADLINE_S = 10.0
 EXCHANGE_DEADLINE_S = 8.0
@@ -69,29 +70,37 @@ class PeerProcess:
         self.out_path = swarm.folder / f"{name}.out"
         self.err_path = swarm.folder / f"{name}.err"
         self._swarm = swarm
-        self._process: subprocess.Popen[bytes] | None = None
+        self._process: Launched | subprocess.Popen[bytes] | None = None
 
     # ---------------------------------------------------------------- the process
 
-    def start(self, *options: str, at_default_home: bool = False) -> Self:
+    def start(self, *options: str, at_default_home: bool = False, fresh: bool = False) -> Self:
         """Starts the peer; the output of this process goes to fresh files, the events are appended."""
         assert not self.is_running
-        self._swarm.give_way()
+        swarm = self._swarm
+        swarm.give_way()
         home = [] if at_default_home else ["--home", str(self.home), "--name", self.name]
-        with self.out_path.open("wb") as out, self.err_path.open("wb") as err:
-            self._process = subprocess.Popen(
-                [sys.executable, RUN_PEER, *home, "--local", "--json-events", self.events_path, *options],
-                stdin=subprocess.DEVNULL,
-                stdout=out,
-                stderr=err,
-                env=self._swarm.environment,
-                cwd=self._swarm.folder,
-                start_new_session=True,
+        arguments = [*home, "--local", "--json-events", str(self.events_path), *options]
+        if not fresh:
+            self._process = swarm.launcher.start(
+                arguments, swarm.environment, swarm.folder, out=self.out_path, err=self.err_path
             )
+        else:
+            with self.out_path.open("wb") as out, self.err_path.open("wb") as err:
+                self._process = subprocess.Popen(
+                    [sys.executable, RUN_PEER, *arguments],
+                    stdin=subprocess.DEVNULL,
+                    stdout=out,
+                    stderr=err,
+                    env={**os.environ, **swarm.environment},
+                    cwd=swarm.folder,
+                    start_new_session=True,
+                )
+        swarm.started.append(psutil.Process(self._process.pid))
         return self
 
     @property
-    def process(self) -> subprocess.Popen[bytes]:
+    def process(self) -> Launched | subprocess.Popen[bytes]:
         assert self._process is not None
         return self._process
 
@@ -207,22 +216,22 @@ class PeerProcess:
 class SwarmOfProcesses:
     """Peers that share a run and a folder. As a context manager: in the end all are stopped and nothing may be left."""
 
-    def __init__(self, folder: Path, cache: Path | None = None, *, min_peers: int = 3) -> None:
+    def __init__(self, folder: Path, launcher: Launcher, *, min_peers: int = 3) -> None:
         self.folder = folder
+        self.launcher = launcher
         self.config = folder / "run.toml"
         self.config.write_text(SMALLEST.format(min_peers=min_peers))
         self.data = folder / "data"
         self.data.mkdir()
-        if cache is not None:
-            (self.data / "cache").symlink_to(cache)
+        (self.data / "cache").symlink_to(launcher.cache)
         self.temporary = Path(tempfile.mkdtemp(prefix="bn-", dir="/tmp"))  # a socket's path must be short
         self.environment = {
-            **os.environ,
             "BARNRAISE_DATA": str(self.data),
             "TMPDIR": str(self.temporary),
             "OMP_NUM_THREADS": "1",
             "COLUMNS": "200",
         }
+        self.started: list[psutil.Process] = []
         self.killed: set[int] = set()
         self.closing = contextlib.ExitStack()  # what else ends with the swarm
         self.peers: dict[str, PeerProcess] = {}
@@ -230,28 +239,15 @@ class SwarmOfProcesses:
     def peer(self, name: str) -> PeerProcess:
         return self.peers.setdefault(name, PeerProcess(self, name))
 
-    def found(self, name: str, *options: str) -> PeerProcess:
+    def found(self, name: str, *, fresh: bool = False) -> PeerProcess:
         """Starts the first peer of a new run."""
-        return self.peer(name).start("--config", str(self.config), *options)
+        return self.peer(name).start("--config", str(self.config), fresh=fresh)
 
     def join(self, name: str, invite: str, *options: str) -> PeerProcess:
         return self.peer(name).start("--join", invite, *options)
 
     def by_id(self, peer_id: str) -> PeerProcess:
         return next(peer for peer in self.peers.values() if peer.peer_id == peer_id)
-
-    def command(self, *arguments: str | Path, **environment: str) -> subprocess.CompletedProcess[str]:
-        """Runs `run_peer.py` with those arguments to its end."""
-        return subprocess.run(
-            [sys.executable, RUN_PEER, *arguments],
-            capture_output=True,
-            text=True,
-            timeout=GENEROUS_S,
-            env={**self.environment, **environment},
-            cwd=self.folder,
-            stdin=subprocess.DEVNULL,
-            start_new_session=True,
-        )
 
     def give_way(self) -> None:
         """Lets whoever starts now have the processor: on two cores a start beside full training takes half a minute."""
@@ -264,7 +260,7 @@ class SwarmOfProcesses:
         found = []
         for process in psutil.process_iter():
             with contextlib.suppress(psutil.Error):
-                is_ours = process.environ().get("TMPDIR") == str(self.temporary)
+                is_ours = process in self.started or process.environ().get("TMPDIR") == str(self.temporary)
                 if is_ours and process.status() != psutil.STATUS_ZOMBIE:
                     found.append(process)
         return found
@@ -310,14 +306,14 @@ class SwarmOfProcesses:
             shutil.rmtree(self.temporary, ignore_errors=True)
 
 
-def three_peers(folder: Path, cache: Path) -> Iterator[SwarmOfProcesses]:
+def three_peers(folder: Path, launcher: Launcher) -> Iterator[SwarmOfProcesses]:
     """A swarm of p1, p2 and p3 that has committed its first version."""
-    with SwarmOfProcesses(folder, cache) as swarm:
-        first = swarm.found("p1")
+    with SwarmOfProcesses(folder, launcher) as swarm:
+        first = swarm.found("p1", fresh=True)
         invite = first.invite()
         for name in ("p2", "p3"):
             swarm.join(name, invite)
-        for peer in swarm.peers.values():
+        for peer in reversed(swarm.peers.values()):
             peer.wait_version(1)
         yield swarm
 

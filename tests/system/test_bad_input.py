@@ -1,29 +1,26 @@
 """What people get wrong, one after the other: each costs one clear line on stderr and an exit code, never a traceback.
 
-Most runs are forks of one process that has loaded torch already (`preloaded.py`): on two slow cores loading is all they take.
+Runs are forks of a process that has loaded torch already (`launcher.py`): on two slow cores loading is all they take.
 """
 
 from __future__ import annotations
 
-import contextlib
 import json
 import os
 import resource
 import shutil
 import socket
-import subprocess
-import sys
 from collections.abc import Iterator
 from dataclasses import dataclass
 from pathlib import Path
-from typing import IO
 
 import pytest
 
 from swarm.digest import digest_of
 from swarm.identity import Keypair, load_or_create_keypair
 from swarm.invite import Invite
-from tests.system.swarm_of_processes import ROOT, PeerProcess, SwarmOfProcesses
+from tests.system.launcher import Launcher
+from tests.system.swarm_of_processes import GENEROUS_S, PeerProcess, SwarmOfProcesses
 
 pytestmark = pytest.mark.system
 
@@ -35,71 +32,46 @@ class Result:
     err: str
 
 
-class Preloaded:
-    """Runs the peer command in a swarm's folder."""
+class PeerCommand:
+    """Runs the peer command in a swarm's folder, to its end."""
 
     def __init__(self, swarm: SwarmOfProcesses) -> None:
-        self.swarm = swarm
-        self._process = subprocess.Popen(
-            [sys.executable, ROOT / "tests" / "system" / "preloaded.py"],
-            stdin=subprocess.PIPE,
-            stdout=subprocess.PIPE,
-            text=True,
-            cwd=swarm.folder,
-            env={**swarm.environment, "PYTHONPATH": str(ROOT)},
-            start_new_session=True,
-        )
+        self._swarm = swarm
 
     def run(self, *arguments: str | Path, file_limit: int | None = None) -> Result:
-        """One run of the peer command, to its end."""
-        out, err = self.swarm.folder / "run.out", self.swarm.folder / "run.err"
-        out.unlink(missing_ok=True)
-        err.unlink(missing_ok=True)
-        order = {
-            "arguments": [str(one) for one in arguments],
-            "out": str(out),
-            "err": str(err),
-            "file_limit": file_limit,
-        }
-        assert self._process.stdin is not None and self._process.stdout is not None
-        self._process.stdin.write(json.dumps(order) + "\n")
-        self._process.stdin.flush()
-        code = int(self._process.stdout.readline())
+        swarm = self._swarm
+        out, err = swarm.folder / "run.out", swarm.folder / "run.err"
+        process = swarm.launcher.start(
+            [str(one) for one in arguments], swarm.environment, swarm.folder, out=out, err=err, file_limit=file_limit
+        )
+        code = process.wait(GENEROUS_S)
         return Result(code, out.read_text(), err.read_text())
 
     def refuses(self, *arguments: str | Path, because: str, file_limit: int | None = None) -> None:
         """The run must end with one line that holds those words."""
         check_refused(self.run(*arguments, file_limit=file_limit), because)
 
-    def close(self) -> None:
-        pipes: tuple[IO[str] | None, ...] = (self._process.stdin, self._process.stdout)
-        for pipe in pipes:
-            assert pipe is not None
-            pipe.close()
-        self._process.wait(30)
-
 
 def check_refused(result: Result, because: str) -> None:
     told = f"exit code {result.code}\n--- stderr\n{result.err}\n--- stdout\n{result.out}"
     assert result.code == 2, told
     lines = result.err.splitlines()
-    assert len(lines) == 1 and lines[0].startswith("barnraise: ") and len(lines[0]) < 500, told
+    assert len(lines) == 1 and lines[0].startswith("barnraise: ") and len(lines[0]) < 1000, told
     assert because in lines[0], told
     assert "Traceback" not in result.out, told
 
 
 @pytest.fixture(scope="module")
-def swarm(tmp_path_factory: pytest.TempPathFactory, text_cache: Path) -> Iterator[SwarmOfProcesses]:
+def swarm(tmp_path_factory: pytest.TempPathFactory, launcher: Launcher) -> Iterator[SwarmOfProcesses]:
     """One peer that waits for two others, which never come."""
-    with SwarmOfProcesses(tmp_path_factory.mktemp("bad"), text_cache) as swarm:
+    with SwarmOfProcesses(tmp_path_factory.mktemp("bad"), launcher) as swarm:
         swarm.found("p1").invite()
         yield swarm
 
 
 @pytest.fixture(scope="module")
-def peer(swarm: SwarmOfProcesses) -> Iterator[Preloaded]:
-    with contextlib.closing(Preloaded(swarm)) as preloaded:
-        yield preloaded
+def peer(swarm: SwarmOfProcesses) -> PeerCommand:
+    return PeerCommand(swarm)
 
 
 @pytest.fixture(scope="module")
@@ -108,7 +80,7 @@ def invite(swarm: SwarmOfProcesses) -> str:
 
 
 @pytest.fixture(scope="module")
-def trained(swarm: SwarmOfProcesses, peer: Preloaded) -> Path:
+def trained(swarm: SwarmOfProcesses, peer: PeerCommand) -> Path:
     """The home of a peer that has trained alone up to version 2; copy it."""
     config = swarm.folder / "alone.toml"
     config.write_text(swarm.config.read_text().replace("min_peers = 3", "min_peers = 1"))
@@ -134,26 +106,26 @@ def dead_address() -> Iterator[str]:
 
 
 @pytest.mark.parametrize("text", ["hello", "barnraise1-", "barnraise9-abc", "", "barnraise1-\x1b[31m!!", "x" * 100_000])
-def test_malformed_invite(peer: Preloaded, text: str) -> None:
+def test_malformed_invite(peer: PeerCommand, text: str) -> None:
     peer.refuses("--join", text, because="invite")
 
 
-def test_mistyped_invite(peer: Preloaded, invite: str) -> None:
+def test_mistyped_invite(peer: PeerCommand, invite: str) -> None:
     letter = "a" if invite[40] != "a" else "b"
     peer.refuses("--join", invite[:40] + letter + invite[41:], because="checksum")
 
 
-def test_invite_of_a_run_nobody_there_knows(peer: Preloaded, invite: str) -> None:
+def test_invite_of_a_run_nobody_there_knows(peer: PeerCommand, invite: str) -> None:
     foreign = Invite(digest_of("some other run"), Invite.parse(invite).addresses).encode()
     peer.refuses("--join", foreign, "--local", because="nobody has the manifest of run")
 
 
-def test_nobody_reachable(peer: Preloaded, dead_address: str) -> None:
+def test_nobody_reachable(peer: PeerCommand, dead_address: str) -> None:
     lonely = Invite(digest_of("a run"), (dead_address,)).encode()
     peer.refuses("--join", lonely, "--local", because="nobody answers")
 
 
-def test_an_invite_and_a_new_run_at_once(peer: Preloaded, invite: str, swarm: SwarmOfProcesses) -> None:
+def test_an_invite_and_a_new_run_at_once(peer: PeerCommand, invite: str, swarm: SwarmOfProcesses) -> None:
     peer.refuses("--join", invite, "--config", swarm.config, because="--join enters a run that is there")
 
 
@@ -171,19 +143,19 @@ def test_an_invite_and_a_new_run_at_once(peer: Preloaded, invite: str, swarm: Sw
         ("\x93 a list in msgpack's form", "TOML"),
     ],
 )
-def test_bad_config(peer: Preloaded, tmp_path: Path, text: str, because: str) -> None:
+def test_bad_config(peer: PeerCommand, tmp_path: Path, text: str, because: str) -> None:
     path = tmp_path / "run.toml"
     path.write_text(text)
     peer.refuses("--config", path, "--home", tmp_path / "home", "--local", because=because)
     assert not (tmp_path / "home").exists()
 
 
-def test_no_config_there(peer: Preloaded, tmp_path: Path) -> None:
+def test_no_config_there(peer: PeerCommand, tmp_path: Path) -> None:
     peer.refuses("--config", tmp_path / "nothing.toml", because="No such file or directory")
 
 
 @pytest.mark.parametrize("damage", ["trailing bytes", "a byte less", "a flipped bit"])
-def test_damaged_manifest(peer: Preloaded, swarm: SwarmOfProcesses, tmp_path: Path, damage: str) -> None:
+def test_damaged_manifest(peer: PeerCommand, swarm: SwarmOfProcesses, tmp_path: Path, damage: str) -> None:
     good = (swarm.peer("p1").home / "run.manifest").read_bytes()
     flipped = bytearray(good)
     flipped[len(flipped) // 2] ^= 1
@@ -193,27 +165,27 @@ def test_damaged_manifest(peer: Preloaded, swarm: SwarmOfProcesses, tmp_path: Pa
 
 
 @pytest.mark.parametrize("device", ["cuda:99", "tpu"])
-def test_no_such_device(peer: Preloaded, swarm: SwarmOfProcesses, tmp_path: Path, device: str) -> None:
+def test_no_such_device(peer: PeerCommand, swarm: SwarmOfProcesses, tmp_path: Path, device: str) -> None:
     peer.refuses("--config", swarm.config, "--home", tmp_path, "--device", device, because=f"no such device '{device}'")
 
 
 @pytest.mark.parametrize("listen", ["4001", "/ip4/0.0.0.0/udp/4001", "/ip4/203.0.113.7/tcp/0"])
-def test_cannot_listen_there(peer: Preloaded, swarm: SwarmOfProcesses, tmp_path: Path, listen: str) -> None:
+def test_cannot_listen_there(peer: PeerCommand, swarm: SwarmOfProcesses, tmp_path: Path, listen: str) -> None:
     peer.refuses("--config", swarm.config, "--home", tmp_path, "--local", "--listen", listen, because=listen)
 
 
-def test_port_taken(peer: Preloaded, swarm: SwarmOfProcesses, tmp_path: Path, invite: str) -> None:
+def test_port_taken(peer: PeerCommand, swarm: SwarmOfProcesses, tmp_path: Path, invite: str) -> None:
     port = Invite.parse(invite).addresses[0].split("/")[4]
     listen = f"/ip4/127.0.0.1/tcp/{port}"
     peer.refuses("--config", swarm.config, "--home", tmp_path, "--listen", listen, because=f"port {port} is taken")
 
 
 @pytest.mark.parametrize("name", ["../up", "", "two words", "x" * 41])
-def test_bad_name(peer: Preloaded, name: str) -> None:
+def test_bad_name(peer: PeerCommand, name: str) -> None:
     peer.refuses("--name", name, because="--name")
 
 
-def test_events_that_cannot_be_written(peer: Preloaded, tmp_path: Path) -> None:
+def test_events_that_cannot_be_written(peer: PeerCommand, tmp_path: Path) -> None:
     peer.refuses("--json-events", tmp_path, because="--json-events")
     (tmp_path / "file").touch()
     peer.refuses("--json-events", tmp_path / "file" / "events", because="--json-events")
@@ -222,14 +194,14 @@ def test_events_that_cannot_be_written(peer: Preloaded, tmp_path: Path) -> None:
 # ---------------------------------------------------------------- text
 
 
-def test_missing_text(peer: Preloaded, tmp_path: Path, swarm: SwarmOfProcesses) -> None:
+def test_missing_text(peer: PeerCommand, tmp_path: Path, swarm: SwarmOfProcesses) -> None:
     peer.refuses("--data", tmp_path / "nothing.jsonl", because="there is no such file or folder")
     config = tmp_path / "run.toml"
     config.write_text(swarm.config.read_text().replace("[data]", '[data]\nkind = "files"'))
     peer.refuses("--config", config, "--home", tmp_path / "home", because="--data PATH")
 
 
-def test_wrong_text_and_wrong_tokenizer(peer: Preloaded, tmp_path: Path, swarm: SwarmOfProcesses) -> None:
+def test_wrong_text_and_wrong_tokenizer(peer: PeerCommand, tmp_path: Path, swarm: SwarmOfProcesses) -> None:
     texts = {"one": "A barn is raised by neighbours. ", "other": "A barn is razed by a storm. "}
     for name, text in texts.items():
         documents = (json.dumps({"text": f"{number}: {text * 20}"}) for number in range(200))
@@ -249,7 +221,7 @@ def test_wrong_text_and_wrong_tokenizer(peer: Preloaded, tmp_path: Path, swarm: 
     peer.refuses(*begin, "--data", tmp_path / "one.jsonl", because="tokenizer")
 
 
-def test_text_for_a_run_that_has_its_own(peer: Preloaded, invite: str, tmp_path: Path) -> None:
+def test_text_for_a_run_that_has_its_own(peer: PeerCommand, invite: str, tmp_path: Path) -> None:
     (tmp_path / "own.txt").write_text("my own text " * 1000)
     joins = ("--join", invite, "--local", "--home", tmp_path / "home")
     peer.refuses(*joins, "--data", tmp_path / "own.txt", because="leave out --data")
@@ -266,35 +238,35 @@ def letter_tokenizer(text: str) -> str:
 # ---------------------------------------------------------------- homes and disks
 
 
-def test_home_in_use(peer: Preloaded, swarm: SwarmOfProcesses, invite: str) -> None:
+def test_home_in_use(peer: PeerCommand, swarm: SwarmOfProcesses, invite: str) -> None:
     running = swarm.peer("p1")
     taken = f"is in use by process {running.process.pid}"
     peer.refuses("--home", running.home, because=taken)
     peer.refuses("--home", running.home, "--join", invite, because=taken)
 
 
-def test_home_of_another_run(peer: Preloaded, swarm: SwarmOfProcesses, invite: str, copied: Path) -> None:
+def test_home_of_another_run(peer: PeerCommand, swarm: SwarmOfProcesses, invite: str, copied: Path) -> None:
     peer.refuses("--home", copied, "--join", invite, because="belongs to run")
     peer.refuses("--home", copied, "--config", swarm.config, because="belongs to run")
 
 
-def test_home_that_cannot_be_written(peer: Preloaded, swarm: SwarmOfProcesses, tmp_path: Path) -> None:
+def test_home_that_cannot_be_written(peer: PeerCommand, swarm: SwarmOfProcesses, tmp_path: Path) -> None:
     (tmp_path / "file").touch()
     for home in (tmp_path / "file", tmp_path / "file" / "home", Path("/proc/barnraise")):
         peer.refuses("--config", swarm.config, "--home", home, because=str(home))
 
 
-def test_damaged_manifest_at_home(peer: Preloaded, copied: Path) -> None:
+def test_damaged_manifest_at_home(peer: PeerCommand, copied: Path) -> None:
     (copied / "run.manifest").write_bytes(b"\x93 no")
     peer.refuses("--home", copied, because="remove it and join again")
 
 
-def test_damaged_identity(peer: Preloaded, copied: Path) -> None:
+def test_damaged_identity(peer: PeerCommand, copied: Path) -> None:
     (copied / "identity.key").write_bytes(b"no key")
     peer.refuses("--home", copied, because="identity.key")
 
 
-def test_one_damaged_state_file_costs_one_generation(peer: Preloaded, copied: Path) -> None:
+def test_one_damaged_state_file_costs_one_generation(peer: PeerCommand, copied: Path) -> None:
     damage(newest_states(copied)[0])
     result = peer.run("--home", copied, "--local", "--rounds", "3")
     assert result.code == 0 and result.err == "", result
@@ -302,13 +274,13 @@ def test_one_damaged_state_file_costs_one_generation(peer: Preloaded, copied: Pa
     assert "version     3" in result.out
 
 
-def test_no_whole_state_file(peer: Preloaded, copied: Path) -> None:
+def test_no_whole_state_file(peer: PeerCommand, copied: Path) -> None:
     for path in newest_states(copied):
         damage(path)
     peer.refuses("--home", copied, "--local", because="no state file is whole")
 
 
-def test_a_damaged_blob_of_the_newest_state(peer: Preloaded, copied: Path) -> None:
+def test_a_damaged_blob_of_the_newest_state(peer: PeerCommand, copied: Path) -> None:
     from peer.saved import Generations  # without torch
 
     newest, before = Generations(copied / "state").kept()
@@ -324,7 +296,7 @@ def test_a_damaged_blob_of_the_newest_state(peer: Preloaded, copied: Path) -> No
 
 
 def test_disk_that_takes_no_more_at_the_start(
-    peer: Preloaded, copied: Path, tmp_path: Path, swarm: SwarmOfProcesses
+    peer: PeerCommand, copied: Path, tmp_path: Path, swarm: SwarmOfProcesses
 ) -> None:
     begin = ("--config", swarm.folder / "alone.toml", "--local", "--home", tmp_path / "new")
     peer.refuses(*begin, file_limit=64 << 10, because="File too large")  # the anchor alone has 131 KiB
@@ -348,14 +320,14 @@ def test_disk_that_is_full_in_the_midst_of_training(swarm: SwarmOfProcesses, cop
     assert full.wait_ended() == 0, full.story()
 
 
-def test_events_onto_a_full_disk_are_given_up_and_training_goes_on(peer: Preloaded, copied: Path) -> None:
+def test_events_onto_a_full_disk_are_given_up_and_training_goes_on(peer: PeerCommand, copied: Path) -> None:
     result = peer.run("--home", copied, "--local", "--rounds", "3", "--json-events", "/dev/full")
     assert result.code == 0 and result.err == "", result
     assert "No space left on device; no more events are written" in result.out
     assert "version     3" in result.out
 
 
-def test_nothing_of_a_refused_run_is_left(swarm: SwarmOfProcesses, peer: Preloaded) -> None:
+def test_nothing_of_a_refused_run_is_left(swarm: SwarmOfProcesses, peer: PeerCommand) -> None:
     names = [process.name() for process in swarm.processes()]
     assert names.count("p2pd") == 1, names  # that of p1
     assert len(list(swarm.temporary.glob("barnraise-net-*"))) == 1

@@ -12,6 +12,7 @@ import pytest
 
 from swarm.identity import Keypair
 from swarm.invite import Invite
+from tests.system.launcher import Launcher
 from tests.system.swarm_of_processes import (
     GENEROUS_S,
     PeerProcess,
@@ -25,9 +26,9 @@ pytestmark = pytest.mark.system
 
 
 @pytest.fixture(scope="module")
-def swarm(tmp_path_factory: pytest.TempPathFactory, text_cache: Path) -> Iterator[SwarmOfProcesses]:
+def swarm(tmp_path_factory: pytest.TempPathFactory, launcher: Launcher) -> Iterator[SwarmOfProcesses]:
     """A run that one peer has begun alone and brought past version 3."""
-    with SwarmOfProcesses(tmp_path_factory.mktemp("join"), text_cache, min_peers=1) as swarm:
+    with SwarmOfProcesses(tmp_path_factory.mktemp("join"), launcher, min_peers=1) as swarm:
         swarm.found("p1").wait_version(4)
         yield swarm
 
@@ -70,9 +71,9 @@ def enters_late(peer: PeerProcess, others: list[PeerProcess]) -> None:
     assert assert_one_state(peer, *others) >= 1
 
 
-def test_default_homes(tmp_path: Path, text_cache: Path) -> None:
+def test_default_homes(tmp_path: Path, launcher: Launcher) -> None:
     """The first start begins a run, further peers take the next free homes, a later start resumes, `--new` does not."""
-    with SwarmOfProcesses(tmp_path, text_cache, min_peers=2) as swarm:
+    with SwarmOfProcesses(tmp_path, launcher, min_peers=2) as swarm:
         first = swarm.peer("first").start("--config", str(swarm.config), at_default_home=True)
         first.wait_event("PeerStarted")
         second = swarm.peer("second").start(at_default_home=True)

@@ -3,11 +3,11 @@
 from __future__ import annotations
 
 from collections.abc import Iterator
-from pathlib import Path
 
 import psutil
 import pytest
 
+from tests.system.launcher import Launcher
 from tests.system.swarm_of_processes import (
     EXCHANGE_DEADLINE_S,
     LEADER_TIMEOUT_S,
@@ -27,8 +27,8 @@ LONGEST_GAP_S = LEADER_TIMEOUT_S + TRAIN_DEADLINE_S + EXCHANGE_DEADLINE_S + 15.0
 
 
 @pytest.fixture(scope="module")
-def swarm(tmp_path_factory: pytest.TempPathFactory, text_cache: Path) -> Iterator[SwarmOfProcesses]:
-    yield from three_peers(tmp_path_factory.mktemp("kill"), text_cache)
+def swarm(tmp_path_factory: pytest.TempPathFactory, launcher: Launcher) -> Iterator[SwarmOfProcesses]:
+    yield from three_peers(tmp_path_factory.mktemp("kill"), launcher)
 
 
 def test_each_peer_dies_and_comes_back_the_leader_first(swarm: SwarmOfProcesses) -> None:

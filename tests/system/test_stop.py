@@ -11,6 +11,7 @@ from pathlib import Path
 import psutil
 import pytest
 
+from tests.system.launcher import Launcher
 from tests.system.swarm_of_processes import PeerProcess, SwarmOfProcesses, assert_versions_grow, three_peers
 
 pytestmark = pytest.mark.system
@@ -19,14 +20,14 @@ BOTH = (signal.SIGINT, signal.SIGTERM)
 
 
 @pytest.fixture(scope="module")
-def three(tmp_path_factory: pytest.TempPathFactory, text_cache: Path) -> Iterator[SwarmOfProcesses]:
-    yield from three_peers(tmp_path_factory.mktemp("stop"), text_cache)
+def three(tmp_path_factory: pytest.TempPathFactory, launcher: Launcher) -> Iterator[SwarmOfProcesses]:
+    yield from three_peers(tmp_path_factory.mktemp("stop"), launcher)
 
 
 @pytest.fixture(scope="module")
-def alone(tmp_path_factory: pytest.TempPathFactory, text_cache: Path) -> Iterator[SwarmOfProcesses]:
+def alone(tmp_path_factory: pytest.TempPathFactory, launcher: Launcher) -> Iterator[SwarmOfProcesses]:
     """A run that waits for a second peer, founded by `p1`, which has stopped."""
-    with SwarmOfProcesses(tmp_path_factory.mktemp("alone"), text_cache, min_peers=2) as swarm:
+    with SwarmOfProcesses(tmp_path_factory.mktemp("alone"), launcher, min_peers=2) as swarm:
         first = swarm.found("p1")
         first.wait_event("PeerStarted")
         stops_as_promised(first, signal.SIGTERM)
@@ -77,7 +78,7 @@ def test_while_it_waits_for_others(alone: SwarmOfProcesses, number: signal.Signa
 
 @pytest.mark.parametrize("stage", ["python starts", "torch is loaded", "the daemon starts", "the model is built"])
 def test_while_starting(alone: SwarmOfProcesses, stage: str) -> None:
-    peer = alone.peer("p1").start()
+    peer = alone.peer("p1").start(fresh=True)
 
     def reached() -> bool | None:
         process = psutil.Process(peer.process.pid)
