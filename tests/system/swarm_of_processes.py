@@ -32,6 +32,8 @@ GENEROUS_S = 120.0  # for what takes seconds on an idle machine
 LEADER_TIMEOUT_S = 3.0
 TRAIN_DEADLINE_S = 10.0
 EXCHANGE_DEADLINE_S = 8.0
+LOCAL_STEPS = 30
+BATCH_WINDOWS = 2
 # A model that is as small as one can be, on the embedded text: a round takes well under a second.
 SMALLEST = f"""
 preset = "tiny"
@@ -45,9 +47,9 @@ intermediate_size = 64
 sequence_length = 32
 eval_windows = 2
 [inner]
-batch_windows = 2
+batch_windows = {BATCH_WINDOWS}
 [round]
-local_steps = 30
+local_steps = {LOCAL_STEPS}
 min_peers = {{min_peers}}
 train_deadline_s = {TRAIN_DEADLINE_S}
 exchange_deadline_s = {EXCHANGE_DEADLINE_S}
