@@ -38,7 +38,7 @@ from swarm.events import (
 from swarm.identity import PeerId
 from swarm.messages import Activity, PeerStatus
 
-LIVE_S: Final = 5.0  # a peer that we ask ourselves and that was silent for so long counts as gone
+LIVE_S: Final = 4.0  # a peer that we ask every second and that was silent for so long counts as gone: right within 5 s
 LIVE_HEARSAY_S: Final = 15.0  # one that we only hear of through others
 MAX_PEERS: Final = 4096  # those not seen for longest are forgotten
 MAX_ROUNDS: Final = 128
