@@ -17,7 +17,6 @@ import os
 import shutil
 from collections.abc import Iterator
 from contextlib import suppress
-from dataclasses import dataclass
 from pathlib import Path
 from typing import Any, Final
 
@@ -29,8 +28,9 @@ from peer.model import hf_config, published_name
 from peer.tokenizer_file import byte_tokenizer_json
 from swarm.allreduce.layout import ModelLayout, TensorSlot, UnitLayout
 from swarm.config import RunConfig
-from swarm.digest import Digest, blob_digest
+from swarm.digest import blob_digest
 from swarm.errors import DataError, LocalError, StateError
+from swarm.messages import CheckpointFile
 
 _INDEX: Final = "model.safetensors.index.json"
 _WEIGHTS: Final = "model.safetensors"
@@ -39,15 +39,6 @@ _EMBEDDINGS: Final = {
     "gptj": ("lm_head.weight", "transformer.wte.weight"),
     "llama": ("lm_head.weight", "model.embed_tokens.weight"),
 }  # family -> the head's tensor, and the embedding that stands in for it where a published checkpoint ties the two
-
-
-@dataclass(frozen=True, slots=True)
-class CheckpointFile:
-    """One file of a checkpoint: its name inside the folder, its size and the digest of its bytes as a blob."""
-
-    name: str
-    num_bytes: int
-    digest: Digest
 
 
 def write_checkpoint(

@@ -22,7 +22,7 @@ from swarm.allreduce.layout import ModelLayout
 from swarm.config import RunConfig
 from swarm.digest import Digest
 from swarm.errors import MalformedBytes
-from swarm.messages import CheckpointFile, CheckpointRecord, Evaluation
+from swarm.messages import CheckpointRecord, Evaluation
 from swarm.schema import from_value, to_value
 
 DENSE_UNTIL: Final = 512  # powers of two up to here are kept: early training is where interpretability research looks
@@ -70,7 +70,7 @@ class Checkpoints:
             head=chain.head,
             state_digest=version.digest,
             contributors=tuple(numbers.author for numbers in chain.listed),
-            files=tuple(CheckpointFile(file.name, file.num_bytes, file.digest) for file in files),
+            files=files,
             evaluation=_evaluation(loss, self._config.data.eval_windows),
         )
         path = target / _RECORD

@@ -69,7 +69,7 @@ def test_two_writers_write_the_same_bytes(tmp_path: Path) -> None:
     assert [file.name for file in files] == sorted(path.name for path in (tmp_path / "a").iterdir())
     for file in files:
         raw = (tmp_path / "a" / file.name).read_bytes()
-        assert (len(raw), blob_digest(raw)) == (file.num_bytes, file.digest)
+        assert (len(raw), blob_digest(raw)) == (file.num_bytes, file.root)
     other = write_checkpoint(tmp_path / "c", NEOX, layout, anchor * 2, None)
     assert {one.name for one in set(files) - set(other)} == {f"model-0000{n}-of-00003.safetensors" for n in (1, 2, 3)}
 
