@@ -22,6 +22,7 @@ from swarm.errors import MalformedBytes, TimedOut, Unreachable
 from swarm.identity import Keypair, PeerId
 from swarm.wire import MAX_FRAME_BYTES
 from tests.contract.transport_contract import CHECKS, Check, Meeting
+from tests.libp2p.far_transport import peer_shell
 
 SCRIPT = Path(__file__).with_name("p2pd_echo.py")
 GENEROUS_S = 30.0
@@ -59,6 +60,18 @@ def test_contract_between_two_of_our_own(check: Check) -> None:
         dead = f"/ip4/127.0.0.1/tcp/{free_port()}/p2p/{Keypair.generate().peer_id.base58}"
         async with open_transport(Keypair.generate()) as asker:
             async with open_transport(Keypair.generate(), [("127.0.0.1", 0)]) as answerer:
+                await check(Meeting(asker, answerer, TrioRuntime(), dead))
+
+    trio.run(main)
+
+
+@pytest.mark.system
+@pytest.mark.parametrize("check", CHECKS, ids=lambda check: check.__name__.removeprefix("check_"))
+def test_contract_with_a_peer_on_a_real_p2pd(check: Check) -> None:
+    async def main() -> None:
+        dead = f"/ip4/127.0.0.1/tcp/{free_port()}/p2p/{Keypair.generate().peer_id.base58}"
+        async with peer_shell() as answerer:
+            async with open_transport(Keypair.generate()) as asker:
                 await check(Meeting(asker, answerer, TrioRuntime(), dead))
 
     trio.run(main)
