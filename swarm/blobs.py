@@ -36,7 +36,8 @@ class Ask:
 class _Holder:
     """What we think of one holder. Nothing is asked of it while it rests, and never again once it is dropped."""
 
-    asked: set[int] = field(default_factory=set)  # pieces; at most max_in_flight
+    asked: set[int] = field(default_factory=set)  # pieces that count as asked of it; its requests under way, or fewer
+    in_flight: int = 0  # requests without an outcome, those whose pieces were taken back too; at most max_in_flight
     served: int = 0
     wrong: int = 0
     failures: int = 0  # in a row
@@ -95,7 +96,7 @@ class BlobFetch:
         """From now on asks that peer too. One who failed gets another chance; one who lied does not."""
         known = self._holders.setdefault(peer, _Holder())
         if known.dropped and not known.wrong:
-            self._holders[peer] = _Holder(served=known.served)
+            self._holders[peer] = _Holder(served=known.served, in_flight=known.in_flight)
 
     def next_requests(self, now_s: float) -> tuple[Ask, ...]:
         """The requests to send now; they count as asked from now on."""
@@ -105,7 +106,7 @@ class BlobFetch:
         free = {
             peer: holder
             for peer, holder in self._holders.items()
-            if not holder.dropped and now_s >= holder.rests_until_s and len(holder.asked) < self._max_in_flight
+            if not holder.dropped and now_s >= holder.rests_until_s and holder.in_flight < self._max_in_flight
         }
         asks: list[Ask] = []
         while free and self._missing:
@@ -115,7 +116,7 @@ class BlobFetch:
             others = {peer: holder for peer, holder in free.items() if piece not in holder.asked}
             if others:
                 asks.append(self._ask(piece, others, now_s))
-                free = {peer: holder for peer, holder in free.items() if len(holder.asked) < self._max_in_flight}
+                free = {peer: holder for peer, holder in free.items() if holder.in_flight < self._max_in_flight}
         return tuple(asks)
 
     def next_look_s(self, now_s: float) -> float | None:
@@ -129,6 +130,7 @@ class BlobFetch:
 
     def on_info(self, peer: PeerId, info: BlobInfo) -> bool:
         """Takes chunk digests; returns whether they are this blob's. Wrong ones cost the holder its place."""
+        self._landed(peer)
         if not self._is_info_right(info):
             self._drop(peer, f"{peer} sent chunk digests that are not this blob's", wrong=True)
             return False
@@ -141,6 +143,7 @@ class BlobFetch:
 
     def on_chunk(self, peer: PeerId, index: int, data: bytes) -> bool:
         """Takes a chunk; returns True when its bytes are right and new, to be stored at `index * CHUNK_BYTES`."""
+        self._landed(peer)
         if not self._is_chunk_right(index, data):
             self._drop(peer, f"{peer} sent a wrong chunk {index}", wrong=True)
             return False
@@ -156,6 +159,7 @@ class BlobFetch:
 
         `refused`: it said that it does not hold the blob, so it is dropped at once.
         """
+        self._landed(peer)
         holder = self._holders.get(peer)
         if holder is None or holder.dropped or not holder.asked:
             return  # several requests fail together when a holder dies: that is one failure
@@ -168,10 +172,11 @@ class BlobFetch:
 
     def _ask(self, piece: int, free: dict[PeerId, _Holder], now_s: float) -> Ask:
         """Asks the least busy of the free holders; one that is busy enough now is taken out of `free`."""
-        peer = min(free, key=lambda one: (len(free[one].asked), free[one].served))
+        peer = min(free, key=lambda one: (free[one].in_flight, free[one].served))
         free[peer].asked.add(piece)
+        free[peer].in_flight += 1
         self._asked.setdefault(piece, {})[peer] = now_s
-        if len(free[peer].asked) >= self._max_in_flight:
+        if free[peer].in_flight >= self._max_in_flight:
             del free[peer]
         return Ask(peer, GetBlob(self.root) if piece == _INFO else GetChunk(self.root, piece))
 
@@ -190,6 +195,12 @@ class BlobFetch:
         if self._leaves is None or self.num_bytes is None or not 0 <= index < len(self._leaves):
             return False
         return len(data) == chunk_length(self.num_bytes, index) and leaf_digest(data) == self._leaves[index]
+
+    def _landed(self, peer: PeerId) -> None:
+        """One request to `peer` has its outcome."""
+        holder = self._holders.get(peer)
+        if holder is not None and holder.in_flight:
+            holder.in_flight -= 1
 
     def _answered(self, peer: PeerId, piece: int) -> None:
         holder = self._holders.get(peer)

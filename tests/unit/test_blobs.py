@@ -7,7 +7,7 @@ from collections import Counter
 from enum import Enum
 
 import pytest
-from hypothesis import given, settings
+from hypothesis import example, given, settings
 from hypothesis import strategies as st
 
 import swarm.digest
@@ -101,6 +101,7 @@ class World:
     at=st.integers(0, 6),
     seed=st.integers(0, 2**32),
 )
+@example(size=4, others=[Kind.LIAR, Kind.FLAKY, Kind.FLAKY, Kind.LIAR], at=1, seed=4)
 @settings(max_examples=60, deadline=None)
 def test_one_honest_holder_is_enough(size: int, others: list[Kind], at: int, seed: int) -> None:
     blob = BLOBS[size]
@@ -119,6 +120,7 @@ def test_one_honest_holder_is_enough(size: int, others: list[Kind], at: int, see
     kinds=st.lists(st.sampled_from([kind for kind in Kind if kind is not Kind.HONEST]), max_size=5),
     seed=st.integers(0, 2**32),
 )
+@example(kinds=[Kind.LIAR, Kind.FLAKY, Kind.LIAR, Kind.FLAKY], seed=20557)
 @settings(max_examples=60, deadline=None)
 def test_without_an_honest_holder_it_ends_and_never_with_wrong_bytes(kinds: list[Kind], seed: int) -> None:
     blob = BLOBS[-1]
