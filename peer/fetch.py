@@ -11,6 +11,7 @@ from collections.abc import Iterable
 from dataclasses import dataclass, field
 from typing import Any, BinaryIO, Final
 
+from peer import fault_point
 from peer.blob_store import BlobStore
 from peer.disk import disk_errors
 from peer.sealing import ASIDE_BYTES, open_aside
@@ -157,6 +158,8 @@ class Fetcher:
 
     async def _perform(self, ask: Ask) -> tuple[Ask, object]:
         timeout_s = INFO_TIMEOUT_S if isinstance(ask.message, GetBlob) else CHUNK_TIMEOUT_S
+        if not isinstance(ask.message, GetBlob):
+            fault_point.reached("fetch")
         try:
             return ask, await self._asker.ask(ask.to, ask.message, timeout_s=timeout_s)
         except (NetworkError, RemoteError) as error:

@@ -9,6 +9,7 @@ import socket
 from pathlib import Path
 from typing import Final
 
+from peer import fault_point
 from peer.home import open_default_home, open_home, safe_name
 from peer.options import PeerOptions
 from peer.run_file import read_run_file
@@ -34,6 +35,7 @@ def run_peer(options: PeerOptions) -> int:
         error_line(error)
         return EXIT_FAILED
     try:
+        fault_point.arm(os.environ.get(fault_point.FAULT_ENV))
         _check_early(options)
         screen.live("loading torch and hivemind ...")
         from peer.start import Peer

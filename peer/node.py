@@ -15,6 +15,7 @@ from collections import Counter
 from collections.abc import Coroutine
 from typing import Any, Final
 
+from peer import fault_point
 from peer import handoff as work
 from peer.catch_up import Catcher
 from peer.checkpoints import serve
@@ -22,13 +23,12 @@ from peer.discovery import Discovery
 from peer.fetch import Fetcher
 from peer.node_parts import NodeParts
 from swarm import events
-from swarm.allreduce.shared import record_digest
 from swarm.chain import MAX_AGE_VERSIONS, ChainState
 from swarm.digest import Digest
 from swarm.errors import MalformedBytes, NetworkError, RemoteError, StateError, Unreachable
 from swarm.events import Event
 from swarm.identity import PeerId
-from swarm.messages import Contribution, Goodbye, StateRecord, open_as
+from swarm.messages import Contribution, Goodbye, StateRecord, open_as, record_digest
 from swarm.round.facts import (
     BlobFailed,
     BlobStored,
@@ -158,7 +158,9 @@ class Node:
         """One step of the machine, and its effects. Whoever has left takes nothing in any more."""
         if self._left.is_set():
             return
-        for effect in self._participant.step(fact, asyncio.get_running_loop().time()):
+        effects = self._participant.step(fact, asyncio.get_running_loop().time())
+        fault_point.stands(self._participant)
+        for effect in effects:
             self._perform(effect)
         if self._participant.view != self._saved_view:
             self._saved_view = self._participant.view
@@ -259,12 +261,14 @@ class Node:
             case Send(to, message, sealed):
                 if self._sends[to] < MAX_SENDS_PER_PEER:
                     self._sends[to] += 1
-                    self._spawn(self._send(to, self._seal(message) if sealed is None else sealed))
+                    send = self._send(to, self._seal(message) if sealed is None else sealed)
+                    self._spawn(fault_point.telling(message, send))
             case RequestCut(reason):
                 self._parts.handoff.give(work.CutNow(reason))
             case Fetch(contribution, holders):
                 self._spawn(self._fetch(contribution, holders))
             case MoveTo(commit):
+                fault_point.reached("commit-accepted")
                 self._parts.handoff.give(work.ApplyCommits(commit.parent, (commit,)))
             case CatchUp(peers, whole, reason):
                 self._spawn(self._catch_up(peers, whole, reason))

@@ -12,19 +12,20 @@ from typing import Final
 
 from torch import Tensor
 
+from peer import fault_point
 from peer.blob_store import BlobStore
 from peer.saved import Generations, SavedCut, SavedState
 from swarm import chain as chains
 from swarm import wire
 from swarm.allreduce.codec import bytes_of, vector_from
 from swarm.allreduce.ledger import CutRecord, Ledger, Moved, cut, joined, move_head, withdraw
-from swarm.allreduce.shared import RunMath, SharedState, after_commit, from_snapshot, record_digest, snapshot
+from swarm.allreduce.shared import RunMath, SharedState, after_commit, from_snapshot, snapshot
 from swarm.chain import MAX_AGE_VERSIONS, ChainState
 from swarm.digest import Digest
 from swarm.errors import StateError
 from swarm.identity import PeerId
 from swarm.lease import LeaseQueue
-from swarm.messages import Commit, Contribution, StateRecord, open_as
+from swarm.messages import Commit, Contribution, StateRecord, open_as, record_digest
 
 KEPT_STATES: Final = 3  # the present version and the two that an undo may go back to
 KEPT_COMMITS: Final = 16  # for whoever missed a few rounds
@@ -246,7 +247,9 @@ class Replica:
         # Both the generation before and this one need their blobs until the older one is gone.
         own = {contribution.root for contribution, _ in self.contributions.values()}
         self.store.pin("coming generation", saved.blobs() | own)
+        fault_point.reached("save-blobs")
         self.generations.write(saved)
+        fault_point.reached("save-done")
         self.pin_generations(own)
         self._forget_digests(saved)
 

@@ -8,6 +8,7 @@ from collections.abc import Callable
 from pathlib import Path
 from typing import Any, Final
 
+from peer import fault_point
 from peer.blob_store import BlobStore
 from peer.handoff import Kept
 from peer.sealing import open_aside, seal_aside
@@ -128,6 +129,7 @@ class Server:
         return await seal_aside(self._keypair, self._run, await self._answer(message))
 
     async def _answer(self, message: object) -> object:
+        fault_point.serves(message, self.state)
         match message:
             case GetBlob(root):
                 return await asyncio.to_thread(self._store.info, root) or Refused(f"blob {root} is not here")

@@ -16,6 +16,7 @@ from safetensors.torch import load as load_safetensors
 from safetensors.torch import save as save_safetensors
 from torch import Tensor
 
+from peer import fault_point
 from peer.checkpoints import Checkpoints
 from peer.data.windows import Windows
 from peer.handoff import (
@@ -181,6 +182,7 @@ class Trainer:
     def _step(self) -> None:
         work, chain = self._replica.work, self._replica.present.state.chain
         slots = self._replica.leases.take(self._config.inner.batch_windows)
+        fault_point.reached("training")
         own = work.tokens + len(slots) * self._config.data.sequence_length
         rate = learning_rate(self._config.inner, swarm_tokens_now(chain.tokens, own, chain.entries))
         result = self._inner.step(self._windows.train(slots), rate)
@@ -203,6 +205,7 @@ class Trainer:
         chain = self._replica.present.state.chain
         theta_N = self._theta()
         seq, root, num_bytes, work = self._replica.cut(theta_N)
+        fault_point.reached("cut-encoded")
         contribution = Contribution(
             author=self._replica.author,
             incarnation=self._replica.incarnation,
@@ -220,6 +223,7 @@ class Trainer:
         sealed = self._sign(contribution)
         self._replica.announced(contribution, sealed)
         self._save(theta_N)
+        fault_point.reached("cut-saved")
         self._cut_hinted = False
         self._clocks.cut_at_s = time.monotonic()
         self._clocks.spend("encode_s", self._clocks.cut_at_s - started)
@@ -235,12 +239,14 @@ class Trainer:
         except (RemoteError, StateError) as error:
             self._handoff.report(MoveFailed(str(error)))
             return
+        fault_point.reached("head-computed")
         self._set_theta(moved.theta_N)
         self._members = self._replica.present.state.chain.roster
         # A hint that came in the middle of the very first step still stands: a slow card would otherwise never cut.
         self._cut_hinted = self._cut_hinted and self._replica.work.steps > 0
         self._lease()
         self._save(moved.theta_N)
+        fault_point.reached("head-saved")
         if self._clocks.cut_at_s:
             self._clocks.spend("exchange_s", max(0.0, started - self._clocks.cut_at_s))
         self._clocks.spend("apply_s", time.monotonic() - started)

@@ -1,0 +1,126 @@
+"""Faults on purpose: what the variable may say, that each happens once and where it was asked for, and that off is off."""
+
+from __future__ import annotations
+
+import os
+import signal
+import subprocess
+import sys
+from collections.abc import Iterator
+from pathlib import Path
+
+import pytest
+
+from peer import fault_point
+from peer.fault_point import DEEDS, PHASES, ROLES, Fault, Mark
+from swarm.errors import ConfigError
+
+
+@pytest.fixture(autouse=True)
+def disarmed() -> Iterator[None]:
+    yield
+    fault_point.arm(None)
+
+
+@pytest.mark.parametrize("role", ["", *ROLES])
+def test_a_fault_is_read_as_it_is_written(role: str, tmp_path: Path) -> None:
+    for phase in PHASES:
+        for deed in DEEDS:
+            fault = Fault(phase, deed, tmp_path / "marks", 7, role)
+            assert Fault.parse(str(fault)) == fault
+
+
+@pytest.mark.parametrize(
+    ("text", "said"),
+    [
+        ("phase=exchange;do=kill;marker=/m", "phase='exchange' is none of training"),
+        ("phase=training;do=explode;marker=/m", "do='explode' is none of kill"),
+        ("phase=training;do=kill;marker=/m;role=king", "role='king' is none of leader"),
+        ("phase=training;do=kill;marker=/m;version=-1", "version='-1' is not a number"),
+        ("phase=training;do=kill", "marker is missing"),
+        ("do=kill;marker=/m", "phase is missing"),
+        ("phase=training;phase=training;do=kill;marker=/m", "each once"),
+        ("kill", "'kill' is not understood"),
+        ("orders=", "give a file"),
+        ("orders=/o;pace=soon", "pace='soon' is not a number"),
+        ("orders=/o;pace=nan", "0 to 60 seconds"),
+        ("orders=/o;speed=3", "'speed=3' is not understood"),
+    ],
+)
+def test_a_mistake_is_told(text: str, said: str) -> None:
+    with pytest.raises(ConfigError, match="BARNRAISE_FAULT") as raised:
+        fault_point.arm(text)
+    assert said in str(raised.value)
+
+
+@pytest.mark.parametrize("nothing", [None, ""])
+def test_off_is_off(nothing: str | None) -> None:
+    fault_point.arm(nothing)
+    for phase in PHASES:
+        fault_point.reached(phase)
+
+
+def test_it_happens_once_at_its_phase(tmp_path: Path) -> None:
+    marks = tmp_path / "marks"
+    fault_point.arm(f"phase=save-done;do=mark;marker={marks}")
+    for phase in ("training", "save-done", "save-done"):
+        fault_point.reached(phase)
+    (mark,) = Mark.read(marks)
+    assert (mark.phase, mark.version, mark.role, mark.do, mark.pid) == ("save-done", 0, "joiner", "mark", os.getpid())
+
+
+@pytest.mark.parametrize("wish", ["version=1", "role=leader"])
+def test_it_waits_for_version_and_role(wish: str, tmp_path: Path) -> None:
+    marks = tmp_path / "marks"
+    fault_point.arm(f"phase=training;do=mark;marker={marks};{wish}")
+    fault_point.reached("training")
+    assert Mark.read(marks) == []
+
+
+def test_orders_come_one_after_the_other(tmp_path: Path) -> None:
+    orders, marks = tmp_path / "order", tmp_path / "marks"
+    fault_point.arm(f"orders={orders}")
+    fault_point.reached("training")
+    for phase in ("training", "save-blobs"):
+        orders.write_text(f"phase={phase};do=mark;marker={marks}")
+        fault_point.reached("cut-saved")
+        assert orders.exists()
+        fault_point.reached(phase)
+        assert not orders.exists()
+    assert [mark.phase for mark in Mark.read(marks)] == ["training", "save-blobs"]
+
+
+def test_what_it_does_comes_before_anything_else(tmp_path: Path) -> None:
+    """Of the two threads of a process, the one that reached the point goes on with nothing."""
+    script = (
+        "import sys, threading; from peer import fault_point; fault_point.arm(sys.argv[1]);"
+        "t = threading.Thread(target=lambda: [fault_point.reached('training'), print('after', flush=True)]);"
+        "t.start(); t.join()"
+    )
+    for deed in ("kill", "stop"):
+        marks = tmp_path / deed
+        child = subprocess.Popen(
+            [sys.executable, "-c", script, f"phase=training;do={deed};marker={marks}"],
+            stdout=subprocess.PIPE,
+            text=True,
+        )
+        assert child.stdout is not None
+        try:
+            if deed == "stop":
+                _, status = os.waitpid(child.pid, os.WUNTRACED)
+                assert os.WIFSTOPPED(status)
+                os.set_blocking(child.stdout.fileno(), False)
+                assert child.stdout.read() == ""
+                os.set_blocking(child.stdout.fileno(), True)
+                child.send_signal(signal.SIGCONT)
+                assert child.stdout.read() == "after\n"
+                assert child.wait() == 0
+            else:
+                assert child.stdout.read() == ""
+                assert child.wait() == -signal.SIGKILL
+        finally:
+            child.kill()
+            child.wait()
+            child.stdout.close()
+        (mark,) = Mark.read(marks)
+        assert mark.pid == child.pid
