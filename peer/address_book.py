@@ -10,7 +10,7 @@ from itertools import zip_longest
 from pathlib import Path
 from typing import Final
 
-from peer.data.cache import write_atomically
+from peer.disk import write_whole
 from swarm import wire
 from swarm.address import parse_address
 from swarm.errors import MalformedBytes
@@ -40,7 +40,7 @@ class AddressBook:
         heard = [address for turn in turns for address in turn if address is not None]
         new = tuple(dict.fromkeys([*heard, *self._addresses]))[:MAX_REMEMBERED]
         if new != self._addresses:
-            write_atomically(self._path, wire.encode(list(new)))
+            write_whole(self._path, wire.encode(list(new)), self._path.with_name(self._path.name + ".part"))
             self._addresses = new
 
     def _read(self) -> tuple[str, ...]:

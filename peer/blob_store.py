@@ -7,12 +7,13 @@ it first, then looks whether it is here. Names: the digest in hex; behind it ".p
 
 from __future__ import annotations
 
+import os
 import threading
 from collections.abc import Iterable, Sequence
 from pathlib import Path
 from typing import Final
 
-from peer.disk import disk_errors, sync, write_whole
+from peer.disk import disk_errors, make_folder, sweep, sync, write_whole
 from swarm.digest import CHUNK_BYTES, DIGEST_BYTES, Digest, chunk_length, leaf_digest, num_chunks, root_of_leaves
 from swarm.errors import StateError
 from swarm.messages import BlobInfo
@@ -31,20 +32,25 @@ class BlobStore:
         self._infos: dict[Digest, BlobInfo] = {}
         self._elsewhere: dict[Digest, Path] = {}
         self._pins: dict[str, frozenset[Digest]] = {}
-        with disk_errors(folder):
-            folder.mkdir(parents=True, exist_ok=True)
-            for left in (*folder.glob(f"*{_PARTIAL}"), *folder.glob(f"*{_GONE}")):
-                left.unlink(missing_ok=True)  # of a process that was killed; the home's lock keeps others out
+        make_folder(folder)
+        sweep(folder, f"*{_PARTIAL}", f"*{_GONE}")  # of a process that was killed; the home's lock keeps others out
 
     def put(self, parts: bytes | Sequence[bytes], *, durable: bool = True) -> Digest:
-        """Stores a blob and returns its name; `durable`: it outlives a power cut once this returns."""
+        """Stores a blob and returns its name; `durable`: it outlives a power cut once this returns.
+
+        One that is there already is compared, and written anew when the disk changed it.
+        """
         blob = parts if isinstance(parts, bytes) else b"".join(parts)
         info = _info_of(blob)
         root = root_of_leaves(info.num_bytes, info.leaves)
         path = self._path(root)
-        if not _has_length(path, info.num_bytes):
+        if not _holds(path, blob):
             partial = path.with_name(f"{path.name}.{threading.get_ident()}{_PARTIAL}")
             write_whole(path, blob, partial, durable=durable)
+        elif durable:  # whoever wrote it may not have been told to, or have been killed before its name was synced
+            with disk_errors(path):
+                sync(path)
+                sync(self._folder)
         self._remember(root, info)
         return root
 
@@ -167,10 +173,15 @@ class BlobStore:
                 del self._infos[next(iter(self._infos))]
 
 
-def _has_length(path: Path, num_bytes: int) -> bool:
-    """Whether the file is there; one of another length is a blob that a power cut damaged."""
+def _holds(path: Path, blob: bytes) -> bool:
+    """Whether those very bytes are at `path`, read a chunk at a time."""
+    view = memoryview(blob)
     try:
-        return path.stat().st_size == num_bytes
+        with open(path, "rb") as file:
+            if os.fstat(file.fileno()).st_size != len(blob):
+                return False
+            starts = range(0, len(blob), CHUNK_BYTES)
+            return all(file.read(CHUNK_BYTES) == view[start : start + CHUNK_BYTES] for start in starts)
     except OSError:
         return False
 

@@ -24,6 +24,7 @@ import torch
 from safetensors import SafetensorError, safe_open
 from torch import Tensor
 
+from peer.disk import make_folder, sync
 from peer.model import hf_config, published_name
 from peer.tokenizer_file import byte_tokenizer_json
 from swarm.allreduce.layout import ModelLayout, TensorSlot, UnitLayout
@@ -60,11 +61,11 @@ def write_checkpoint(
     partial = directory.with_name(f".{directory.name}.partial")
     try:
         shutil.rmtree(partial, ignore_errors=True)  # of a writer that was killed
-        partial.mkdir(parents=True)
+        make_folder(partial)
         files = _write_all(partial, config, layout, anchor, tokenizer_json)
-        _sync_folder(partial)
+        sync(partial)
         partial.rename(directory)
-        _sync_folder(directory.parent)
+        sync(directory.parent)
     except OSError as error:
         with suppress(OSError):
             shutil.rmtree(partial)
@@ -109,14 +110,6 @@ def _write_file(folder: Path, name: str, parts: list[memoryview]) -> CheckpointF
         # Hashed from the file, not from memory: what is named is what was written.
         with mmap.mmap(file.fileno(), num_bytes, access=mmap.ACCESS_READ) as mapped, memoryview(mapped) as view:
             return CheckpointFile(name, num_bytes, blob_digest(view))
-
-
-def _sync_folder(folder: Path) -> None:
-    descriptor = os.open(folder, os.O_RDONLY | os.O_DIRECTORY)
-    try:
-        os.fsync(descriptor)
-    finally:
-        os.close(descriptor)
 
 
 def _json(value: Any) -> bytes:

@@ -9,6 +9,7 @@ from __future__ import annotations
 import math
 import re
 import shutil
+from contextlib import suppress
 from pathlib import Path
 from typing import Final
 
@@ -73,6 +74,7 @@ class Checkpoints:
             files=files,
             evaluation=_evaluation(loss, self._config.data.eval_windows),
         )
+        # The name of this folder was synced with its first file, so the record is the last thing that was missing.
         path = target / _RECORD
         write_whole(path, wire.encode(to_value(record)), path.with_suffix(".part"))
         self._prune()
@@ -82,12 +84,15 @@ class Checkpoints:
         """Those on disk from before, oldest first; their files are served again."""
         found = []
         for target in self._folders():
+            record: CheckpointRecord | None
             try:
                 record = from_value(CheckpointRecord, wire.decode((target / _RECORD).read_bytes()))
             except OSError:
                 continue  # half written: nobody is served it, and `keep` makes it again should its version come
             except MalformedBytes:
-                (target / _RECORD).unlink(missing_ok=True)  # damaged: from now on as if half written
+                record = None
+            if record is None or not _is_whole(target, record):
+                (target / _RECORD).unlink(missing_ok=True)  # damaged or half removed: from now on as if half written
                 continue
             found.append(_kept(target, record))
         for kept in found:
@@ -100,6 +105,8 @@ class Checkpoints:
         kept = {self._of(0), *whole[-self._config.checkpoint.keep :]}
         for old in self._folders():
             if old not in kept:
+                with suppress(OSError):
+                    (old / _RECORD).unlink()  # first, so that whoever is killed here leaves no record without its files
                 shutil.rmtree(old, ignore_errors=True)
 
     def _folders(self) -> list[Path]:
@@ -118,6 +125,14 @@ def serve(store: BlobStore, kept: Kept) -> None:
 
 def _evaluation(loss: float, num_windows: int) -> Evaluation | None:
     return Evaluation(loss, tuple(range(num_windows))) if math.isfinite(loss) and 0 <= loss <= _MAX_LOSS else None
+
+
+def _is_whole(target: Path, record: CheckpointRecord) -> bool:
+    """Whether its files are there in their lengths; their bytes are checked when they are asked for."""
+    try:
+        return all((target / "files" / file.name).stat().st_size == file.num_bytes for file in record.files)
+    except OSError:
+        return False
 
 
 def _kept(target: Path, record: CheckpointRecord) -> Kept:

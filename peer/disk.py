@@ -1,4 +1,16 @@
-"""Writing so that a power cut or a full disk leaves the old content or the new, and the errors of it in one line."""
+"""Writing so that a power cut or a full disk leaves the old content or the new, and the errors of it in one line.
+
+The rule, for everything that a peer keeps:
+
+1. Bytes are synced before a name leads to them: written to a draft beside it (`.part`), synced, renamed.
+2. A name is synced, that is its folder, before anything relies on it: a blob before the generation that names it, a
+   generation before what it says is told to anybody, a new folder's name before the files in it count as kept.
+3. What something new replaces is removed after the new is on disk, and what leads to it (a generation, a checkpoint's
+   record) before what it leads to. Removing itself is not synced: whatever comes back with a power cut is removed again.
+4. Whoever owns a folder removes the drafts in it when it starts; its draft names are few, so they do not pile up.
+
+Whatever is read back is checked against its digest or checksum; a file that is there proves nothing.
+"""
 
 from __future__ import annotations
 
@@ -45,6 +57,25 @@ def write_whole(path: Path, content: bytes, partial: Path, *, durable: bool = Tr
             raise
         if durable:
             sync(path.parent)
+
+
+def make_folder(path: Path) -> None:
+    """Makes a folder with its parents; their names outlive a power cut once this returns. Raises StateError."""
+    with disk_errors(path):
+        missing = [one for one in (path, *path.parents) if not one.exists()]
+        path.mkdir(parents=True, exist_ok=True)
+        # The last one also when it was there: who made it may have been killed before he came to this.
+        for made in (*reversed(missing[1:]), path):
+            with suppress(PermissionError):  # a parent that is not ours to read has kept its entries for long
+                sync(made.parent)
+
+
+def sweep(folder: Path, *patterns: str) -> None:
+    """Removes what a killed process left in its own folder: files by these glob patterns. Raises StateError."""
+    with disk_errors(folder):
+        for pattern in patterns:
+            for left in folder.glob(pattern):
+                left.unlink(missing_ok=True)
 
 
 def sync(path: Path) -> None:

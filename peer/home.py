@@ -16,8 +16,7 @@ from typing import IO, Final
 
 import platformdirs
 
-from peer.data.cache import write_atomically
-from peer.disk import disk_errors
+from peer.disk import disk_errors, make_folder, sweep, write_whole
 from swarm.digest import Digest
 from swarm.errors import BadSignature, ConfigError, MalformedBytes, StateError
 from swarm.identity import Keypair, load_or_create_keypair, store_keypair
@@ -27,6 +26,7 @@ DATA_ENV: Final = "BARNRAISE_DATA"  # another place for everything that is kept;
 MAX_DEFAULT_HOMES: Final = 64  # peers of one run and user on one machine
 _MANIFEST: Final = "run.manifest"
 _LISTEN: Final = "listen"
+_PARTIAL: Final = ".part"
 
 
 def data_folder() -> Path:
@@ -96,7 +96,7 @@ class Home:
             store_keypair(path, keypair)
 
     def keep_manifest(self, manifest: Manifest) -> None:
-        write_atomically(self.path / _MANIFEST, manifest.to_bytes())
+        _write(self.path / _MANIFEST, manifest.to_bytes())
 
     def listen(self) -> tuple[str, ...]:
         """Where this peer listened the last time: others know it by that port."""
@@ -111,11 +111,13 @@ class Home:
         return tuple(f"{one}/p2p/{peer_id}" for one in here)
 
     def keep_listen(self, addresses: tuple[str, ...]) -> None:
-        write_atomically(self.path / _LISTEN, "\n".join(addresses).encode())
+        _write(self.path / _LISTEN, "\n".join(addresses).encode())
 
     def remember_as_last(self) -> None:
         """`run_peer.py` without arguments comes back to this home."""
-        write_atomically(data_folder() / "last", str(self.path.resolve()).encode())
+        make_folder(data_folder())
+        path = data_folder() / "last"  # of all homes: others may write it at this very moment
+        write_whole(path, str(self.path.resolve()).encode(), path.with_name(f"last.{os.getpid()}{_PARTIAL}"))
 
     def release(self) -> None:
         if self._lock is not None:
@@ -123,10 +125,14 @@ class Home:
             self._lock = None
 
 
+def _write(path: Path, content: bytes) -> None:
+    write_whole(path, content, path.with_name(path.name + _PARTIAL))
+
+
 def open_home(path: Path) -> Home:
     """That folder, made and locked; raises HomeInUse when another process uses it."""
+    make_folder(path)
     with disk_errors(path):
-        path.mkdir(parents=True, exist_ok=True)
         lock = open(path / "lock", "a+")  # noqa: SIM115  held until release
     try:
         fcntl.flock(lock, fcntl.LOCK_EX | fcntl.LOCK_NB)
@@ -147,6 +153,7 @@ def open_home(path: Path) -> Home:
             lock.truncate()
             lock.write(str(os.getpid()))
             lock.flush()
+        sweep(path, f"*{_PARTIAL}")
     except StateError:
         with contextlib.suppress(OSError):
             lock.close()

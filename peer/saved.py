@@ -13,7 +13,7 @@ from typing import Annotated, Final, TypeVar
 
 from blake3 import blake3
 
-from peer.disk import disk_errors, write_whole
+from peer.disk import disk_errors, make_folder, sweep, write_whole
 from swarm import wire
 from swarm.digest import Digest
 from swarm.errors import LocalError, MalformedBytes, RemoteError, StateError
@@ -77,10 +77,8 @@ class Generations:
 
     def __init__(self, folder: Path) -> None:
         self._folder = folder
-        with disk_errors(folder):
-            folder.mkdir(parents=True, exist_ok=True)
-            for left in folder.glob(f"*{_PARTIAL}"):
-                left.unlink(missing_ok=True)  # of a process that was killed
+        make_folder(folder)
+        sweep(folder, f"*{_PARTIAL}")
 
     def write(self, state: SavedState) -> None:
         """Replaces the oldest kept generation by this one; it is on disk when this returns.

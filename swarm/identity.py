@@ -163,3 +163,8 @@ def _store(path: Path, secret: bytes) -> None:
         file.flush()
         os.fsync(file.fileno())
     draft.rename(path)
+    folder = os.open(path.parent, os.O_RDONLY)  # a name outlives a power cut once its folder is synced
+    try:
+        os.fsync(folder)
+    finally:
+        os.close(folder)

@@ -12,6 +12,7 @@ from hypothesis import strategies as st
 from peer.address_book import MAX_REMEMBERED, AddressBook
 from swarm import wire
 from swarm.address import parse_address
+from swarm.errors import StateError
 from swarm.identity import Keypair
 from swarm.messages import PeerStatus
 from tests.unit.message_examples import example_of
@@ -67,5 +68,5 @@ def test_what_could_not_be_written_is_tried_again(tmp_path: Path) -> None:
     book = AddressBook(tmp_path / "book")
     (tmp_path / "book").mkdir()
     for _ in range(2):
-        with pytest.raises(Exception, match="cannot be written"):
+        with pytest.raises(StateError, match="book: Is a directory"):
             book.note([status(1, "10.0.0.1")])
