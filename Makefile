@@ -4,7 +4,7 @@ VENV   := .venv
 PY     := $(VENV)/bin/python
 STAMP  := $(VENV)/.installed
 
-.PHONY: help setup demo demo-short test lint format typecheck clean
+.PHONY: help setup demo demo-short test soak lint format typecheck clean
 
 help: ## show this list
 	@grep -E '^[a-z-]+:.*##' $(MAKEFILE_LIST) | sed -E 's/:.*## /\t/' | expand -t 14
@@ -31,6 +31,10 @@ demo-short: $(STAMP) ## the same in about a minute, for CI
 test: $(STAMP) ## the full test suite
 	$(PY) -m pytest
 	$(PY) -m pytest --libp2p
+
+MINUTES ?= 60
+soak: $(STAMP) ## six peers under random faults for MINUTES=60, and whether everything held
+	$(PY) -m tests.system.soak --minutes $(MINUTES) $(SOAK)
 
 lint: $(STAMP) ## ruff (lint and format) and mypy
 	$(VENV)/bin/ruff check .
