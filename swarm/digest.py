@@ -28,6 +28,9 @@ class Digest:
         if len(self.raw) != DIGEST_BYTES:
             raise ValueError(f"a digest has {DIGEST_BYTES} bytes, not {len(self.raw)}")
 
+    def __hash__(self) -> int:
+        return hash(self.raw)  # bytes remember theirs; the generated one builds a tuple for every look-up
+
     def hex(self) -> str:
         return self.raw.hex()
 

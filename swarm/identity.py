@@ -55,6 +55,9 @@ class PeerId:
         if len(self.raw) != KEY_BYTES:
             raise ValueError(f"a peer id has {KEY_BYTES} bytes, not {len(self.raw)}")
 
+    def __hash__(self) -> int:
+        return hash(self.raw)  # bytes remember theirs; the generated one builds a tuple for every look-up
+
     @property
     def base58(self) -> str:
         """The libp2p form, `12D3KooW...`, as in multiaddresses."""

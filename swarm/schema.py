@@ -1,7 +1,8 @@
 """Frozen dataclasses to wire values and back, checked field by field.
 
 A field's annotation is its schema: `int`, `float`, `bool`, `str`, `bytes`, `Digest`, `PeerId`, a nested message, a
-`StrEnum`, `T | None`, or `tuple[T, ...]`; `Annotated` adds limits. A dataclass travels as the list of its fields.
+`StrEnum`, `T | None`, or `tuple[T, ...]`; `Annotated` adds limits. A dataclass travels as the list of its fields. Readers and
+writers are built once for each type: heartbeats pass here all day.
 """
 
 from __future__ import annotations
@@ -10,9 +11,11 @@ import dataclasses
 import math
 import types
 import typing
+from collections.abc import Callable
 from dataclasses import dataclass
 from enum import StrEnum
 from functools import lru_cache
+from operator import attrgetter
 from typing import Annotated, Any, Final, TypeVar
 
 from swarm.digest import DIGEST_BYTES, Digest
@@ -46,107 +49,153 @@ _DEFAULT_MAX_LEN: Final = MaxLen(4096)  # for fields that state no limit
 
 def to_value(item: object) -> Any:
     """The wire value of a message or of one of its fields."""
-    if item is None or isinstance(item, bool | int | float | bytes):
+    kind = type(item)
+    if kind in _AS_IT_IS:
         return item
-    if isinstance(item, str):
-        return str(item)
-    if isinstance(item, Digest | PeerId):
-        return item.raw
-    if isinstance(item, tuple):
-        return [to_value(part) for part in item]
-    if dataclasses.is_dataclass(item):
-        return [to_value(getattr(item, field.name)) for field in dataclasses.fields(item)]
-    raise TypeError(f"{type(item).__name__} has no wire form")
+    if kind is tuple:
+        return [to_value(part) for part in item]  # type: ignore[attr-defined]
+    writer = _writer(kind)
+    return writer(item)
 
 
 def from_value(kind: type[Message], value: Any) -> Message:
     """The message of type `kind` that a decoded wire value stands for; raises MalformedBytes naming the field."""
-    message: Message = _read(kind, value, kind.__name__, ())
+    message: Message = _reader(kind, kind.__name__, ())(value)
     return message
 
 
+_AS_IT_IS: Final = frozenset((type(None), bool, int, float, bytes, str))
+_Reader = Callable[[Any], Any]
+
+
 @lru_cache(maxsize=256)
-def _hints(kind: type) -> tuple[tuple[str, Any], ...]:
-    hints = typing.get_type_hints(kind, include_extras=True)
-    return tuple((field.name, hints[field.name]) for field in dataclasses.fields(kind))
+def _writer(kind: type) -> Callable[[Any], Any]:
+    """What turns items of one type into values."""
+    if issubclass(kind, Digest | PeerId):
+        return attrgetter("raw")
+    if issubclass(kind, str):
+        return str.__str__  # the bare text of an enumeration's member
+    if issubclass(kind, bool | int | float | bytes):
+        return lambda item: item
+    if issubclass(kind, tuple):
+        return lambda item: [to_value(part) for part in item]
+    if dataclasses.is_dataclass(kind):
+        names = tuple(field.name for field in dataclasses.fields(kind))
+        return lambda item: [to_value(getattr(item, name)) for name in names]
+    raise TypeError(f"{kind.__name__} has no wire form")
 
 
-def _read(kind: Any, value: Any, where: str, limits: tuple[Any, ...]) -> Any:
+@lru_cache(maxsize=4096)
+def _reader(kind: Any, where: str, limits: tuple[Any, ...]) -> _Reader:
+    """What reads the values of one field; made once, as `where` and the limits follow from the message's type."""
     origin = typing.get_origin(kind)
     if origin is Annotated:
         base, *found = typing.get_args(kind)
-        return _read(base, value, where, tuple(found))
+        return _reader(base, where, tuple(found))
     if origin is types.UnionType or origin is typing.Union:
-        if value is None:
-            return None
         (inner,) = (arg for arg in typing.get_args(kind) if arg is not types.NoneType)
-        return _read(inner, value, where, limits)
+        read = _reader(inner, where, limits)
+        return lambda value: None if value is None else read(value)
     if origin is tuple:
-        return _read_tuple(kind, value, where, limits)
+        return _tuple_reader(kind, where, limits)
     if dataclasses.is_dataclass(kind) and kind not in (Digest, PeerId):
-        return _read_dataclass(kind, value, where)
-    return _read_plain(kind, value, where, limits)
+        return _dataclass_reader(kind, where)
+    return _plain_reader(kind, where, limits)
 
 
-def _read_tuple(kind: Any, value: Any, where: str, limits: tuple[Any, ...]) -> tuple[Any, ...]:
-    if not isinstance(value, list):
-        raise MalformedBytes(f"{where}: a list is due, not {type(value).__name__}")
+def _tuple_reader(kind: Any, where: str, limits: tuple[Any, ...]) -> _Reader:
     item, *rest = typing.get_args(kind)
     if rest != [Ellipsis]:
-        parts = (item, *rest)
-        if len(value) != len(parts):
-            raise MalformedBytes(f"{where}: {len(value)} items where {len(parts)} are due")
-        return tuple(_read(part, one, where, ()) for part, one in zip(parts, value, strict=True))
-    _check_length(len(value), where, limits)
-    return tuple(_read(item, one, where, ()) for one in value)
+        parts = tuple(_reader(part, where, ()) for part in (item, *rest))
+        return lambda value: _read_parts(parts, value, where)
+    read, most = _reader(item, where, ()), _max_len(limits)
+
+    def read_all(value: Any) -> tuple[Any, ...]:
+        if not isinstance(value, list):
+            raise MalformedBytes(f"{where}: a list is due, not {type(value).__name__}")
+        _check_length(len(value), where, most)
+        return tuple([read(one) for one in value])
+
+    return read_all
 
 
-def _read_dataclass(kind: Any, value: Any, where: str) -> Any:
-    hints = _hints(kind)
-    if not isinstance(value, list) or len(value) != len(hints):
-        raise MalformedBytes(f"{where}: {kind.__name__} has {len(hints)} fields")
-    fields = {name: _read(hint, one, f"{where}.{name}", ()) for (name, hint), one in zip(hints, value, strict=True)}
-    try:
-        return kind(**fields)
-    except ValueError as error:
-        raise MalformedBytes(f"{where}: {error}") from None
+def _read_parts(parts: tuple[_Reader, ...], value: Any, where: str) -> tuple[Any, ...]:
+    if not isinstance(value, list):
+        raise MalformedBytes(f"{where}: a list is due, not {type(value).__name__}")
+    if len(value) != len(parts):
+        raise MalformedBytes(f"{where}: {len(value)} items where {len(parts)} are due")
+    return tuple(read(one) for read, one in zip(parts, value, strict=True))
 
 
-def _read_plain(kind: Any, value: Any, where: str, limits: tuple[Any, ...]) -> Any:
+def _dataclass_reader(kind: Any, where: str) -> _Reader:
+    hints = typing.get_type_hints(kind, include_extras=True)
+    names = [field.name for field in dataclasses.fields(kind)]
+    readers = tuple(_reader(hints[name], f"{where}.{name}", ()) for name in names)
+
+    def read(value: Any) -> Any:
+        if not isinstance(value, list) or len(value) != len(readers):
+            raise MalformedBytes(f"{where}: {kind.__name__} has {len(readers)} fields")
+        fields = [read_one(one) for read_one, one in zip(readers, value, strict=True)]
+        try:
+            return kind(*fields)
+        except ValueError as error:
+            raise MalformedBytes(f"{where}: {error}") from None
+
+    return read
+
+
+def _plain_reader(kind: Any, where: str, limits: tuple[Any, ...]) -> _Reader:
     if kind is Digest or kind is PeerId:
-        size = DIGEST_BYTES if kind is Digest else KEY_BYTES
-        if not isinstance(value, bytes) or len(value) != size:
-            raise MalformedBytes(f"{where}: {size} bytes are due")
-        return kind(value)
+        return lambda value: _read_name(kind, value, where)
     if isinstance(kind, type) and issubclass(kind, StrEnum):
-        names = [one.value for one in kind]
-        if value not in names:
-            raise MalformedBytes(f"{where}: {_short(value)} is not one of {names}")
-        return kind(value)
-    if type(value) is not kind:
-        raise MalformedBytes(f"{where}: {kind.__name__} is due, not {type(value).__name__}")
-    if kind in (str, bytes):
-        _check_length(len(value), where, limits)
-    elif kind in (int, float):
-        _check_number(value, where, limits)
-    elif kind is not bool:
+        members = {one.value: one for one in kind}
+        return lambda value: _read_member(members, value, where)
+    if kind not in (str, bytes, int, float, bool):
         raise TypeError(f"{where}: {kind} cannot be a field")
-    return value
+    most = _max_len(limits)
+    ranges = tuple(limit for limit in limits if isinstance(limit, Range))
+
+    def read(value: Any) -> Any:
+        if type(value) is not kind:
+            raise MalformedBytes(f"{where}: {kind.__name__} is due, not {type(value).__name__}")
+        if kind is str or kind is bytes:
+            _check_length(len(value), where, most)
+        elif kind is not bool:
+            _check_number(value, where, ranges)
+        return value
+
+    return read
+
+
+def _read_name(kind: Any, value: Any, where: str) -> Any:
+    size = DIGEST_BYTES if kind is Digest else KEY_BYTES
+    if not isinstance(value, bytes) or len(value) != size:
+        raise MalformedBytes(f"{where}: {size} bytes are due")
+    return kind(value)
+
+
+def _read_member(members: dict[str, Any], value: Any, where: str) -> Any:
+    if not isinstance(value, str) or value not in members:
+        raise MalformedBytes(f"{where}: {_short(value)} is not one of {list(members)}")
+    return members[value]
 
 
 def _short(value: Any) -> str:
     return repr(value[:40]) if isinstance(value, str) else type(value).__name__
 
 
-def _check_length(length: int, where: str, limits: tuple[Any, ...]) -> None:
-    limit = next((one for one in limits if isinstance(one, MaxLen)), _DEFAULT_MAX_LEN)
-    if length > limit.limit:
-        raise MalformedBytes(f"{where}: length {length} exceeds {limit.limit}")
+def _max_len(limits: tuple[Any, ...]) -> int:
+    return next((one for one in limits if isinstance(one, MaxLen)), _DEFAULT_MAX_LEN).limit
 
 
-def _check_number(value: float, where: str, limits: tuple[Any, ...]) -> None:
+def _check_length(length: int, where: str, most: int) -> None:
+    if length > most:
+        raise MalformedBytes(f"{where}: length {length} exceeds {most}")
+
+
+def _check_number(value: float, where: str, ranges: tuple[Range, ...]) -> None:
     if not math.isfinite(value):
         raise MalformedBytes(f"{where}: {value} is not finite")
-    for limit in limits:
-        if isinstance(limit, Range) and not limit.low <= value <= limit.high:
+    for limit in ranges:
+        if not limit.low <= value <= limit.high:
             raise MalformedBytes(f"{where}: {value} is outside [{limit.low}, {limit.high}]")
