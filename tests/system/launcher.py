@@ -7,10 +7,12 @@ import os
 import signal
 import subprocess
 import sys
+import threading
 import time
 from collections.abc import Sequence
 from itertools import count
 from pathlib import Path
+from typing import Any
 
 ROOT = Path(__file__).resolve().parent.parent.parent
 POLL_S = 0.05
@@ -50,6 +52,7 @@ class Launcher:
         self.cache.mkdir()
         self._folder = folder
         self._numbers = count()
+        self._lock = threading.Lock()
         self._process: subprocess.Popen[str] | None = None
 
     def start(
@@ -61,8 +64,24 @@ class Launcher:
         out: Path,
         err: Path,
         file_limit: int | None = None,
+        namespace: int | None = None,
     ) -> Launched:
-        """Starts `run_peer.py` with those arguments."""
+        """Starts `run_peer.py` with those arguments; in the user and network namespace of process `namespace` if given."""
+        with self._lock:
+            return self._start(
+                {
+                    "arguments": list(arguments),
+                    "environment": environment,
+                    "folder": str(folder),
+                    "out": str(out),
+                    "err": str(err),
+                    "code": str(self._folder / f"{next(self._numbers)}.code"),
+                    "file_limit": file_limit,
+                    "namespace": namespace,
+                }
+            )
+
+    def _start(self, order: dict[str, Any]) -> Launched:
         if self._process is None:
             self._process = subprocess.Popen(
                 [sys.executable, ROOT / "tests" / "system" / "preloaded.py"],
@@ -72,20 +91,10 @@ class Launcher:
                 env={**os.environ, "PYTHONPATH": str(ROOT), "OMP_NUM_THREADS": "1"},
                 start_new_session=True,
             )
-        code_path = self._folder / f"{next(self._numbers)}.code"
-        order = {
-            "arguments": list(arguments),
-            "environment": environment,
-            "folder": str(folder),
-            "out": str(out),
-            "err": str(err),
-            "code": str(code_path),
-            "file_limit": file_limit,
-        }
         assert self._process.stdin is not None and self._process.stdout is not None
         self._process.stdin.write(json.dumps(order) + "\n")
         self._process.stdin.flush()
-        return Launched(int(self._process.stdout.readline()), code_path)
+        return Launched(int(self._process.stdout.readline()), Path(order["code"]))
 
     def close(self) -> None:
         if self._process is not None:

@@ -1,11 +1,12 @@
 """Runs `run_peer.py` many times and loads torch and hivemind once: each run is a fork, else a process like any other.
 
 A script. It reads one order a run, as a line of JSON: {"arguments", "environment", "folder", "out", "err", "code",
-"file_limit"}; answers with the process id; and writes the exit code into the file `code` when the run has ended.
+"file_limit", "namespace"}; answers with the process id; and writes the exit code into the file `code` when the run has ended.
 """
 
 from __future__ import annotations
 
+import ctypes
 import json
 import os
 import resource
@@ -22,9 +23,19 @@ import peer.start  # noqa: F401
 from peer.cli import main
 
 
+def enter_namespace(pid: int | None) -> None:
+    """Becomes a part of that process's user and network namespace; None: stays."""
+    for kind in ("user", "net") if pid is not None else ():
+        descriptor = os.open(f"/proc/{pid}/ns/{kind}", os.O_RDONLY)
+        if ctypes.CDLL(None, use_errno=True).setns(descriptor, 0):
+            raise OSError(ctypes.get_errno(), f"setns to the {kind} namespace of process {pid}")
+        os.close(descriptor)
+
+
 def run(order: dict[str, Any]) -> None:
     """In the process that becomes the peer."""
     os.setsid()
+    enter_namespace(order["namespace"])
     os.chdir(order["folder"])
     os.environ.update(order["environment"])
     tempfile.tempdir = None

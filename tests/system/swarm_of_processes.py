@@ -72,7 +72,12 @@ class PeerProcess:
         self.out_path = swarm.folder / f"{name}.out"
         self.err_path = swarm.folder / f"{name}.err"
         self._swarm = swarm
+        self.environment: dict[str, str] = {}  # of this peer alone
+        self.reach: tuple[str, ...] = ("--local",)
+        self.namespace: int | None = None  # the process whose network namespace it lives in
         self._process: Launched | subprocess.Popen[bytes] | None = None
+        self._told: list[Json] = []  # the events read so far
+        self._read_bytes = 0
 
     # ---------------------------------------------------------------- the process
 
@@ -82,10 +87,16 @@ class PeerProcess:
         swarm = self._swarm
         swarm.give_way()
         home = [] if at_default_home else ["--home", str(self.home), "--name", self.name]
-        arguments = [*home, "--local", "--json-events", str(self.events_path), *options]
+        arguments = [*home, *self.reach, "--json-events", str(self.events_path), *options]
+        environment = {**swarm.environment, **self.environment}
         if not fresh:
             self._process = swarm.launcher.start(
-                arguments, swarm.environment, swarm.folder, out=self.out_path, err=self.err_path
+                arguments,
+                environment,
+                swarm.folder,
+                out=self.out_path,
+                err=self.err_path,
+                namespace=self.namespace,
             )
         else:
             with self.out_path.open("wb") as out, self.err_path.open("wb") as err:
@@ -94,7 +105,7 @@ class PeerProcess:
                     stdin=subprocess.DEVNULL,
                     stdout=out,
                     stderr=err,
-                    env={**os.environ, **swarm.environment},
+                    env={**os.environ, **environment},
                     cwd=swarm.folder,
                     start_new_session=True,
                 )
@@ -153,11 +164,13 @@ class PeerProcess:
 
     def events(self, *kinds: str) -> list[Json]:
         """All events so far, of those kinds if kinds are named, over all processes of this home."""
-        if not self.events_path.exists():
-            return []
-        lines = self.events_path.read_text().split("\n")[:-1]  # what follows the last newline is half a line
-        found = [json.loads(line) for line in lines]
-        return [one for one in found if not kinds or one["event"] in kinds]
+        if self.events_path.exists():
+            with self.events_path.open("rb") as file:
+                file.seek(self._read_bytes)
+                news, newline, _ = file.read().rpartition(b"\n")  # what follows the last newline is half a line
+            self._read_bytes += len(news) + len(newline)
+            self._told += [json.loads(line) for line in news.splitlines()]
+        return [one for one in self._told if not kinds or one["event"] in kinds]
 
     @property
     def version(self) -> int:
@@ -218,11 +231,11 @@ class PeerProcess:
 class SwarmOfProcesses:
     """Peers that share a run and a folder. As a context manager: in the end all are stopped and nothing may be left."""
 
-    def __init__(self, folder: Path, launcher: Launcher, *, min_peers: int = 3) -> None:
+    def __init__(self, folder: Path, launcher: Launcher, *, min_peers: int = 3, config: str = SMALLEST) -> None:
         self.folder = folder
         self.launcher = launcher
         self.config = folder / "run.toml"
-        self.config.write_text(SMALLEST.format(min_peers=min_peers))
+        self.config.write_text(config.format(min_peers=min_peers))
         self.data = folder / "data"
         self.data.mkdir()
         (self.data / "cache").symlink_to(launcher.cache)
