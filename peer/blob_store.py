@@ -3,37 +3,76 @@
 Both threads use it: files appear whole (written aside, then renamed) and never change, so there is nothing to lock but the
 small index of chunk digests and the pins. What nobody pins is removed by `collect`; so whoever fetches or needs a blob pins
 it first, then looks whether it is here. Names: the digest in hex; behind it ".part" while it is being written or gathered.
+Pins are in memory, except those of downloads: a file tells the next process what this one was about to use.
 """
 
 from __future__ import annotations
 
 import os
 import threading
-from collections.abc import Iterable, Sequence
+import time
+from collections.abc import Callable, Iterable, Sequence
+from dataclasses import dataclass
 from pathlib import Path
-from typing import Final
+from typing import Annotated, Final
 
 from peer.disk import disk_errors, make_folder, sweep, sync, write_whole
+from peer.partials import MAX_PARTIAL_AGE_S, Partials
+from swarm import wire
 from swarm.digest import CHUNK_BYTES, DIGEST_BYTES, Digest, chunk_length, leaf_digest, num_chunks, root_of_leaves
-from swarm.errors import StateError
+from swarm.errors import MalformedBytes, StateError
 from swarm.messages import BlobInfo
+from swarm.schema import U63, MaxLen, from_value, to_value
 
 _INDEXED: Final = 4096  # blobs whose chunk digests are kept in memory: 32 bytes a MiB
 _PARTIAL: Final = ".part"
 _GONE: Final = ".gone"
+_LASTING: Final = "downloads.pins"
+_MAX_LASTING_BYTES: Final = 4 << 20
+_MAX_LASTING: Final = 1 << 16  # owners, or blobs of one
+
+
+@dataclass(frozen=True, slots=True)
+class _Pin:
+    """What one owner needs; until when, by the store's clock, or for good."""
+
+    roots: frozenset[Digest]
+    until_s: float | None = None
+    lasting_since: int | None = None  # unix seconds; the next process takes it up again
+
+
+@dataclass(frozen=True, slots=True)
+class _LastingPin:
+    """A pin as it is on disk."""
+
+    owner: Annotated[str, MaxLen(200)]
+    since: U63
+    roots: Annotated[tuple[Digest, ...], MaxLen(_MAX_LASTING)]
+
+
+@dataclass(frozen=True, slots=True)
+class _LastingPins:
+    """The file of pins."""
+
+    pins: Annotated[tuple[_LastingPin, ...], MaxLen(_MAX_LASTING)]
 
 
 class BlobStore:
     """Blobs in one folder, and files elsewhere that are served as blobs."""
 
-    def __init__(self, folder: Path) -> None:
+    def __init__(self, folder: Path, clock: Callable[[], float] = time.monotonic) -> None:
+        self.clock = clock
         self._folder = folder
         self._lock = threading.Lock()
         self._infos: dict[Digest, BlobInfo] = {}
         self._elsewhere: dict[Digest, Path] = {}
-        self._pins: dict[str, frozenset[Digest]] = {}
+        self._pins: dict[str, _Pin] = {}
+        self.partials = Partials(folder)
         make_folder(folder)
-        sweep(folder, f"*{_PARTIAL}", f"*{_GONE}")  # of a process that was killed; the home's lock keeps others out
+        sweep(folder, f"*{_GONE}")  # of a process that was killed; the home's lock keeps others out
+        self.partials.clear_drafts()
+        self.partials.sweep()
+        self._pins.update(self._lasting_pins())
 
     def put(self, parts: bytes | Sequence[bytes], *, durable: bool = True) -> Digest:
         """Stores a blob and returns its name; `durable`: it outlives a power cut once this returns.
@@ -56,7 +95,7 @@ class BlobStore:
 
     def partial_path(self, root: Digest) -> Path:
         """Where a download of this blob is gathered."""
-        return self._path(root).with_suffix(_PARTIAL)
+        return self.partials.path(root)
 
     def adopt_partial(self, root: Digest, info: BlobInfo) -> None:
         """Makes a finished download, every chunk of which was checked, a blob; it outlives a power cut then."""
@@ -121,15 +160,44 @@ class BlobStore:
         except OSError:
             return None
 
-    def pin(self, owner: str, roots: Iterable[Digest]) -> None:
-        """From now on `owner` needs exactly these."""
+    def pin(self, owner: str, roots: Iterable[Digest], *, until_s: float | None = None, lasting: bool = False) -> None:
+        """From now on `owner` needs exactly these; `until_s`: no longer than that, by the store's clock.
+
+        `lasting`: so that what was downloaded for one purpose is still there when a restarted peer comes back to it, the
+        next process keeps them too, for some hours. Such a pin is written to disk. Raises StateError.
+        """
+        pin = _Pin(frozenset(roots), until_s, int(time.time()) if lasting else None)
         with self._lock:
-            self._pins[owner] = frozenset(roots)
+            was = self._pins.get(owner)
+            self._pins[owner] = pin
+        if lasting or (was is not None and was.lasting_since is not None):
+            self._write_lasting()
+
+    def pinned(self, owner: str) -> frozenset[Digest]:
+        """What `owner` needs now."""
+        with self._lock:
+            pin = self._pins.get(owner)
+        return pin.roots if pin is not None else frozenset()
+
+    def size(self, roots: Iterable[Digest]) -> int:
+        """The bytes of those of these blobs that are here."""
+        paths = (self._locate(root) for root in roots)
+        return sum(path.stat().st_size for path in paths if path is not None)
+
+    def has_space(self, num_bytes: int) -> bool:
+        """Whether the disk has that much room left."""
+        about = os.statvfs(self._folder)
+        return about.f_bavail * about.f_frsize >= num_bytes
 
     def collect(self) -> int:
         """Removes every blob that nobody pins, and nothing else; returns how many. Raises StateError."""
         with self._lock:
             self._elsewhere = {root: path for root, path in self._elsewhere.items() if path.exists()}
+            now_s = self.clock()
+            ended = [owner for owner, pin in self._pins.items() if pin.until_s is not None and pin.until_s <= now_s]
+            for owner in ended:
+                del self._pins[owner]
+        self.partials.sweep()
         removed = 0
         with disk_errors(self._folder / "*"):
             for path in list(self._folder.iterdir()):
@@ -142,11 +210,37 @@ class BlobStore:
     def _set_aside_unless_pinned(self, root: Digest, path: Path) -> bool:
         # Under the lock, so that a pin comes before or after; only a rename, as the network's loop waits for that lock.
         with self._lock:
-            if any(root in roots for roots in self._pins.values()):
+            if any(root in pin.roots for pin in self._pins.values()):
                 return False
             self._infos.pop(root, None)
             path.replace(path.with_name(path.name + _GONE))
             return True
+
+    def _write_lasting(self) -> None:
+        with self._lock:
+            pins = tuple(
+                _LastingPin(owner, pin.lasting_since, tuple(sorted(pin.roots)))
+                for owner, pin in sorted(self._pins.items())
+                if pin.lasting_since is not None and pin.roots
+            )
+        path = self._folder / _LASTING
+        content = wire.encode(to_value(_LastingPins(pins)))
+        # Not synced: after a power cut a download begins anew, that is all.
+        write_whole(path, content, path.with_name(_LASTING + _PARTIAL), durable=False)
+
+    def _lasting_pins(self) -> dict[str, _Pin]:
+        """Those of the process before, as far as they are young and readable."""
+        try:
+            raw = (self._folder / _LASTING).read_bytes()
+            pins: _LastingPins = from_value(_LastingPins, wire.decode(raw, max_bytes=_MAX_LASTING_BYTES))
+        except (OSError, MalformedBytes):
+            return {}
+        found = {}
+        for one in pins.pins:
+            left_s = one.since + MAX_PARTIAL_AGE_S - time.time()
+            if 0 < left_s <= MAX_PARTIAL_AGE_S:
+                found[one.owner] = _Pin(frozenset(one.roots), self.clock() + left_s, one.since)
+        return found
 
     def _drop_damaged(self, root: Digest, path: Path) -> None:
         with self._lock:

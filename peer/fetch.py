@@ -1,30 +1,35 @@
 """Fetching a blob from several holders into the store: the asyncio shell of `swarm.blobs.BlobFetch`.
 
 Whoever asks for a blob that is being fetched already joins that flight, and brings its holders along. A flight is a task of
-its own, so that nobody's cancellation takes it from the others; the last one who waits for it ends it.
+its own, so that nobody's cancellation takes it from the others; the last one who waits for it ends it. A flight that ends
+early leaves its verified chunks to the next one, of this process or another. All flights share what is known of holders.
 """
 
 from __future__ import annotations
 
 import asyncio
-from collections.abc import Iterable
+import contextlib
+from collections.abc import Callable, Iterable
 from dataclasses import dataclass, field
-from typing import Any, BinaryIO, Final
+from typing import Any, BinaryIO, Final, TypeVar
 
 from peer import fault_point
 from peer.blob_store import BlobStore
 from peer.disk import disk_errors
-from peer.sealing import ASIDE_BYTES, open_aside
+from peer.sealing import open_aside
 from swarm.blobs import Ask, BlobFetch
 from swarm.digest import CHUNK_BYTES, Digest
 from swarm.errors import MalformedBytes, NetworkError, Refusal, RemoteError
+from swarm.holders import Holders
 from swarm.identity import Keypair, PeerId
-from swarm.messages import BlobInfo, Chunk, GetBlob, Refused, seal_message
+from swarm.messages import GetBlob, GetChunk, Refused, seal_message
 from swarm.net.transport import Transport
 
 CHUNK_TIMEOUT_S: Final = 20.0  # 1 MiB at 0.5 Mbit/s: slower links cannot take part anyway
 INFO_TIMEOUT_S: Final = 5.0
 _IDLE_LOOK_S: Final = 0.25
+_CHECKED_AT_ONCE: Final = 16  # chunks of an earlier try
+_Result = TypeVar("_Result")
 
 
 @dataclass(frozen=True, slots=True)
@@ -54,11 +59,15 @@ class Asker:
 class _Flight:
     """One blob on its way. `holders` are those that the task has not taken up yet."""
 
+    progress: BlobFetch
     num_bytes: int | None
     holders: list[PeerId] = field(default_factory=list)
     num_waiting: int = 0
     is_ending: bool = False  # nobody may join any more
     task: asyncio.Task[None] | None = None
+    asks: dict[asyncio.Task[object], Ask] = field(default_factory=dict)  # requests under way
+    ended: set[asyncio.Task[object]] = field(default_factory=set)  # those that were cancelled
+    wake: asyncio.Event = field(default_factory=asyncio.Event)  # something has come, or there may be room at a holder
 
 
 class Fetcher:
@@ -68,10 +77,11 @@ class Fetcher:
         self._asker = asker
         self._store = store
         self._flights: dict[Digest, _Flight] = {}
+        self._known = Holders()
 
     def pin(self, owner: str, roots: Iterable[Digest]) -> None:
-        """Keeps these from being collected; to be called before they are fetched."""
-        self._store.pin(owner, roots)
+        """Keeps these from being collected, after a restart too; to be called before they are fetched."""
+        self._store.pin(owner, roots, lasting=True)
 
     async def fetch(self, root: Digest, holders: Iterable[PeerId], num_bytes: int | None = None) -> None:
         """Returns when the blob is in the store, every chunk checked.
@@ -84,6 +94,7 @@ class Fetcher:
         flight.holders.extend(holders)
         if flight.task is None:
             flight.task = asyncio.create_task(self._fly(root, flight), name=f"fetch {root}")
+        flight.wake.set()
         flight.num_waiting += 1
         try:
             await asyncio.shield(flight.task)
@@ -99,7 +110,10 @@ class Fetcher:
         while True:
             if self._store.has(root):
                 return None
-            flight = self._flights.setdefault(root, _Flight(num_bytes))
+            flight = self._flights.get(root)
+            if flight is None:
+                progress = BlobFetch(root, (), num_bytes=num_bytes, known=self._known)
+                flight = self._flights[root] = _Flight(progress, num_bytes)
             if not flight.is_ending and flight.num_bytes == num_bytes:
                 return flight
             # One that ends takes nobody in; of two lengths at most one is right, and each has its turn.
@@ -107,78 +121,123 @@ class Fetcher:
             await asyncio.wait([flight.task])
 
     async def _fly(self, root: Digest, flight: _Flight) -> None:
-        progress = BlobFetch(root, (), num_bytes=flight.num_bytes)
-        path = self._store.partial_path(root)
-        asks: set[asyncio.Task[tuple[Ask, object]]] = set()
+        partials, progress = self._store.partials, flight.progress
+        keep = False
         try:
-            with disk_errors(path):
-                file: BinaryIO = open(path, "wb")  # noqa: SIM115, ASYNC230  closed below; opening does not block
+            with disk_errors(partials.path(root)):
+                file = partials.open(root)
                 try:
-                    info = await self._gather(progress, flight, file, asks)
+                    await self._gather(flight, file)
+                except (NetworkError, asyncio.CancelledError):
+                    keep = bool(progress.verified)
+                    raise
                 finally:
                     flight.is_ending = True
-                    for task in asks:
-                        task.cancel()
-                    if asks:
-                        await asyncio.wait(asks)
+                    await self._end_asks(flight)
                     await asyncio.to_thread(file.close)
-                await asyncio.to_thread(self._store.adopt_partial, root, info)
+                assert progress.info is not None
+                await asyncio.to_thread(self._store.adopt_partial, root, progress.info)
         finally:
             flight.is_ending = True
-            path.unlink(missing_ok=True)  # it has another name by now, or is worth nothing
+            partials.end(root, keep=keep)  # without `keep`: it has another name by now, or is worth nothing
             del self._flights[root]
 
-    async def _gather(
-        self, progress: BlobFetch, flight: _Flight, file: BinaryIO, asks: set[asyncio.Task[tuple[Ask, object]]]
-    ) -> BlobInfo:
-        """Asks until every chunk is in the file; returns the chunk digests. `asks`: requests under way."""
-        clock = asyncio.get_running_loop().time
-        info: BlobInfo | None = None
+    async def _gather(self, flight: _Flight, file: BinaryIO) -> None:
+        """Asks until every chunk is in the file."""
+        clock, progress = asyncio.get_running_loop().time, flight.progress
+        is_resumed = False
         while not progress.done:
             while flight.holders:
                 progress.add_holder(flight.holders.pop(0))
             if progress.failed_reason is not None:
                 raise NetworkError(progress.failed_reason)
-            asks.update(asyncio.create_task(self._perform(ask)) for ask in progress.next_requests(clock()))
-            if not asks:
-                await asyncio.sleep(_IDLE_LOOK_S)
+            if progress.info is not None and not is_resumed:
+                is_resumed = True
+                await self._resume(progress, file)
                 continue
-            done, _ = await asyncio.wait(asks, timeout=_IDLE_LOOK_S, return_when=asyncio.FIRST_COMPLETED)
-            asks -= done
-            for task in done:
-                ask, answer = task.result()
-                if (
-                    isinstance(answer, Chunk) and len(answer.data) >= ASIDE_BYTES
-                ):  # hashing and writing it takes a while
-                    await asyncio.to_thread(self._take, progress, file, ask, answer)
-                else:
-                    info = self._take(progress, file, ask, answer) or info
-        assert info is not None
-        return info
+            for ask in progress.next_requests(clock()):
+                self._send(flight, ask)
+            flight.wake.clear()
+            with contextlib.suppress(TimeoutError):
+                async with asyncio.timeout(_IDLE_LOOK_S):
+                    await flight.wake.wait()
+            for task in [task for task in flight.asks if task.done()]:
+                ask = flight.asks.pop(task)
+                data = progress.take(ask, task.result(), clock())
+                if data is not None and isinstance(ask.message, GetChunk):
+                    await _whole(_write, file, ask.message.index, data)
+            for task, ask in list(flight.asks.items()):
+                if not task.done() and not progress.is_wanted(ask):  # another holder was sooner, or this one has lied
+                    self._cancel(flight, task)
 
-    async def _perform(self, ask: Ask) -> tuple[Ask, object]:
+    def _send(self, flight: _Flight, ask: Ask) -> None:
+        task = asyncio.create_task(self._perform(ask))
+        flight.asks[task] = ask
+        task.add_done_callback(lambda _: self._landed(flight))
+
+    def _landed(self, flight: _Flight) -> None:
+        flight.wake.set()
+        for other in self._flights.values():  # the holder may have room for another blob's chunk now
+            if other.progress.is_hungry:
+                other.wake.set()
+
+    def _cancel(self, flight: _Flight, task: asyncio.Task[object]) -> None:
+        flight.progress.on_cancelled(flight.asks.pop(task))
+        flight.ended.add(task)
+        task.add_done_callback(flight.ended.discard)
+        task.cancel()
+
+    async def _end_asks(self, flight: _Flight) -> None:
+        for task in list(flight.asks):
+            self._cancel(flight, task)
+        if flight.ended:
+            await asyncio.wait(flight.ended)
+
+    async def _perform(self, ask: Ask) -> object:
+        """The answer, or why there is none."""
         timeout_s = INFO_TIMEOUT_S if isinstance(ask.message, GetBlob) else CHUNK_TIMEOUT_S
         if not isinstance(ask.message, GetBlob):
             fault_point.reached("fetch")
         try:
-            return ask, await self._asker.ask(ask.to, ask.message, timeout_s=timeout_s)
+            return await self._asker.ask(ask.to, ask.message, timeout_s=timeout_s)
         except (NetworkError, RemoteError) as error:
-            return ask, error
+            return error
 
     @staticmethod
-    def _take(progress: BlobFetch, file: BinaryIO, ask: Ask, answer: object) -> BlobInfo | None:
-        """Hands one answer to the machine, and right bytes to the file; returns the chunk digests when they came."""
-        match answer:
-            case BlobInfo() if isinstance(ask.message, GetBlob):
-                return answer if progress.on_info(ask.to, answer) else None
-            case Chunk(data) if not isinstance(ask.message, GetBlob):
-                if progress.on_chunk(ask.to, ask.message.index, data):
-                    file.seek(ask.message.index * CHUNK_BYTES)
-                    file.write(data)
-            case Refusal():
-                progress.on_failure(ask.to, str(answer), refused=True)
-            case Exception():
-                progress.on_failure(ask.to, str(answer))
-            case _:
-                progress.on_failure(ask.to, f"answered with a {type(answer).__name__}", refused=True)
-        return None
+    async def _resume(progress: BlobFetch, file: BinaryIO) -> None:
+        """Takes the chunks that an earlier try has left, as far as they are right."""
+        num_chunks = progress.num_chunks or 0
+        if not await _whole(_cut_to, file, progress.num_bytes or 0):
+            return
+        for first in range(0, num_chunks, _CHECKED_AT_ONCE):
+            await _whole(_check, progress, file, range(first, min(num_chunks, first + _CHECKED_AT_ONCE)))
+
+
+async def _whole(work: Callable[..., _Result], *arguments: Any) -> _Result:
+    """The result of work in a thread. Who is cancelled meanwhile waits for its end: it uses a file that will be closed."""
+    task = asyncio.create_task(asyncio.to_thread(work, *arguments))
+    try:
+        return await asyncio.shield(task)
+    except asyncio.CancelledError:
+        await asyncio.wait([task])
+        raise
+
+
+def _cut_to(file: BinaryIO, num_bytes: int) -> bool:
+    """Whether an earlier try has left anything; it is made as long as the blob."""
+    if file.seek(0, 2) == 0:
+        return False
+    file.truncate(num_bytes)
+    return True
+
+
+def _write(file: BinaryIO, index: int, data: bytes) -> None:
+    file.seek(index * CHUNK_BYTES)
+    file.write(data)
+    file.flush()  # what is in this process's memory dies with it
+
+
+def _check(progress: BlobFetch, file: BinaryIO, indices: range) -> None:
+    file.seek(indices[0] * CHUNK_BYTES)
+    for index in indices:
+        progress.on_local(index, file.read(CHUNK_BYTES))

@@ -1,10 +1,14 @@
 """Fetching one blob from several holders, any of whom may lie, stall or die: which piece to ask of whom, and nothing else.
 
-A pure machine: answers and time go in, requests come out; the shell sends them, gives each a timeout, and stores verified
-chunks at `index * CHUNK_BYTES`. First the chunk digests (one holder's word is enough: they must hash to the root), then the
-chunks, several at once from each holder. A holder that sends a wrong byte is asked nothing more. Wrong bytes never count.
+A pure machine: answers and time go in, requests come out; the shell sends them, gives each a timeout, ends those that are
+not wanted any more, and stores verified chunks at `index * CHUNK_BYTES`. First the chunk digests (one holder's word is
+enough: they must hash to the root), then the chunks, several at once from each holder that has sent a right one before. A
+holder that sends a wrong byte is asked nothing more. Wrong bytes never count.
 
-    missing -> asked -> verified        asked -> missing when its holder fails, lies or is dropped
+    missing -> asked -> verified        asked -> missing when its holder fails, lies, is busy or is dropped
+
+Bytes are saved, as a joiner's download should cost little more than the state: nothing is asked twice before nothing else
+is left to ask, then only of a holder that will be much sooner; a slow holder gets no chunk that the others finish before it.
 """
 
 from __future__ import annotations
@@ -15,30 +19,39 @@ from dataclasses import dataclass, field
 from typing import Final
 
 from swarm.digest import Digest, chunk_length, leaf_digest, num_chunks, root_of_leaves
+from swarm.errors import Refusal
+from swarm.holders import MAX_BUSY, MAX_IN_FLIGHT, Holders
 from swarm.identity import PeerId
-from swarm.messages import MAX_LEAVES, BlobInfo, GetBlob, GetChunk
+from swarm.messages import MAX_LEAVES, BlobInfo, Chunk, GetBlob, GetChunk
 
+BUSY: Final = "busy"  # a refusal that begins so means: ask again later
 MAX_FAILURES: Final = 3  # in a row; then a holder is given up
 REST_S: Final = 0.5  # after the first failure, doubled with each further one
-LATE_S: Final = 4.0  # a piece asked for so long ago may be asked of one more holder: 1 MiB takes 0.8 s at 10 Mbit/s
+LATE_S: Final = 4.0  # of silence; then what a holder owes may be asked of one more: 1 MiB takes 0.8 s at 10 Mbit/s
+LATE_INFO_S: Final = 1.0  # the same for chunk digests, which are short
+_MUCH_SOONER: Final = 2.0  # a second holder is asked when the first will take so many times as long,
+_SOONER_S: Final = 1.0  # and so much longer
 _INFO: Final = -1  # the piece that holds the chunk digests
 
 
 @dataclass(frozen=True, slots=True)
 class Ask:
-    """A request that should be sent now; report its outcome by `on_info`, `on_chunk` or `on_failure`."""
+    """A request that should be sent now; report its outcome by `take`, or `on_cancelled`."""
 
     to: PeerId
     message: GetBlob | GetChunk
 
+    @property
+    def piece(self) -> int:
+        return self.message.index if isinstance(self.message, GetChunk) else _INFO
+
 
 @dataclass(slots=True)
 class _Holder:
-    """What we think of one holder. Nothing is asked of it while it rests, and never again once it is dropped."""
+    """One holder of this blob. Nothing is asked of it while it rests, and never again once it is dropped."""
 
     asked: set[int] = field(default_factory=set)  # pieces that count as asked of it; its requests under way, or fewer
-    in_flight: int = 0  # requests without an outcome, those whose pieces were taken back too; at most max_in_flight
-    served: int = 0
+    wave: set[int] = field(default_factory=set)  # those that were asked when it failed: their failures are the same one
     wrong: int = 0
     failures: int = 0  # in a row
     rest_s: float = 0.0  # a rest that begins at the next look at the clock
@@ -50,20 +63,29 @@ class BlobFetch:
     """The progress of one blob. Each piece is in exactly one place: missing, asked of one or two holders, or verified."""
 
     def __init__(
-        self, root: Digest, holders: Iterable[PeerId], max_in_flight: int = 4, num_bytes: int | None = None
+        self,
+        root: Digest,
+        holders: Iterable[PeerId],
+        max_in_flight: int = MAX_IN_FLIGHT,
+        num_bytes: int | None = None,
+        known: Holders | None = None,
     ) -> None:
-        """`max_in_flight` bounds the requests to each holder; a blob not of `num_bytes` is refused, when that is known."""
+        """`max_in_flight` bounds the requests to each holder, or `known` does, which is shared by many blobs; a blob not
+        of `num_bytes` is refused, when that is known."""
         self.root = root
         self.num_bytes = num_bytes  # None until it is known
-        self._max_in_flight = max_in_flight
+        self._known = Holders(max_in_flight) if known is None else known
         self._leaves: tuple[Digest, ...] | None = None
         self._holders: dict[PeerId, _Holder] = {}
         self._missing: deque[int] = deque([_INFO])
         self._asked: dict[int, dict[PeerId, float]] = {}  # piece -> holder -> when
         self._verified: set[int] = set()
         self._given_up = ""  # the last reason for which a holder was dropped
+        self._now_s = 0.0  # the last look at the clock
         for holder in holders:
             self.add_holder(holder)
+
+    # ---------------------------------------------------------------- reading
 
     @property
     def done(self) -> bool:
@@ -83,6 +105,11 @@ class BlobFetch:
         return None if self._leaves is None else len(self._leaves)
 
     @property
+    def info(self) -> BlobInfo | None:
+        """Length and chunk digests; None until they were verified."""
+        return None if self._leaves is None or self.num_bytes is None else BlobInfo(self.num_bytes, self._leaves)
+
+    @property
     def verified(self) -> frozenset[int]:
         """The chunks whose bytes were verified."""
         return frozenset(self._verified)
@@ -92,45 +119,127 @@ class BlobFetch:
         """Wrong answers by holder; those who gave none are left out."""
         return {peer: holder.wrong for peer, holder in self._holders.items() if holder.wrong}
 
+    @property
+    def is_hungry(self) -> bool:
+        """Whether there are pieces that nobody has been asked for."""
+        return bool(self._missing)
+
+    def is_wanted(self, ask: Ask) -> bool:
+        """Whether the answer to a request under way can still be of use; the shell ends one that cannot."""
+        return ask.to in self._asked.get(ask.piece, {})
+
     def add_holder(self, peer: PeerId) -> None:
         """From now on asks that peer too. One who failed gets another chance; one who lied does not."""
         known = self._holders.setdefault(peer, _Holder())
         if known.dropped and not known.wrong:
-            self._holders[peer] = _Holder(served=known.served, in_flight=known.in_flight)
+            self._holders[peer] = _Holder()
+
+    # ---------------------------------------------------------------- asking
 
     def next_requests(self, now_s: float) -> tuple[Ask, ...]:
         """The requests to send now; they count as asked from now on."""
+        self._now_s = now_s
         for holder in self._holders.values():
             if holder.rest_s:
                 holder.rests_until_s, holder.rest_s = now_s + holder.rest_s, 0.0
-        free = {
-            peer: holder
-            for peer, holder in self._holders.items()
-            if not holder.dropped and now_s >= holder.rests_until_s and holder.in_flight < self._max_in_flight
-        }
         asks: list[Ask] = []
-        while free and self._missing:
-            asks.append(self._ask(self._missing.popleft(), free, now_s))
-        late = sorted(piece for piece, when in self._asked.items() if len(when) == 1 and self._is_late(when, now_s))
-        for piece in late:
-            others = {peer: holder for peer, holder in free.items() if piece not in holder.asked}
-            if others:
-                asks.append(self._ask(piece, others, now_s))
-                free = {peer: holder for peer, holder in free.items() if holder.in_flight < self._max_in_flight}
+        while self._missing:
+            peer = self._best(self._missing[0], now_s)
+            if peer is None:
+                return tuple(asks)
+            asks.append(self._ask(self._missing.popleft(), peer, now_s))
+        for piece in sorted(piece for piece, when in self._asked.items() if len(when) == 1):
+            other = self._best(piece, now_s)
+            if other is not None and self._is_late(piece, other, now_s):
+                asks.append(self._ask(piece, other, now_s))
         return tuple(asks)
 
     def next_look_s(self, now_s: float) -> float | None:
         """When `next_requests` may have more to say without any answer coming in; None: never."""
         if self.done or self.failed_reason:
             return None
-        times = [holder.rests_until_s for holder in self._holders.values() if holder.rests_until_s > now_s]
+        times = [holder.rests_until_s for holder in self._holders.values()]
         times += [now_s + holder.rest_s for holder in self._holders.values() if holder.rest_s]
-        times += [at_s + LATE_S for when in self._asked.values() if len(when) == 1 for at_s in when.values()]
+        times += [self._known[peer].rests_until_s for peer in self._holders]
+        times += [
+            at_s + (LATE_INFO_S if piece == _INFO else LATE_S)
+            for piece, when in self._asked.items()
+            if len(when) == 1
+            for at_s in when.values()
+        ]
         return min((time_s for time_s in times if time_s > now_s), default=None)
+
+    def _best(self, piece: int, now_s: float) -> PeerId | None:
+        """Whom to ask for a piece now: who will have sent it first. None: nobody has room, or nobody is worth waiting for."""
+        usable = [peer for peer, holder in self._holders.items() if not holder.dropped]
+        honest = [peer for peer in usable if not self._known[peer].is_doubtful(now_s)]
+        free = [
+            peer
+            for peer in honest or usable
+            if now_s >= self._holders[peer].rests_until_s
+            and piece not in self._holders[peer].asked
+            and (piece == _INFO or self._known.has_room(peer, now_s))
+        ]
+        if piece == _INFO:
+            free = [peer for peer in free if now_s >= self._known[peer].rests_until_s]
+        if not free:
+            return None
+        best = min(free, key=lambda peer: (self._next_due_s(peer, now_s), self._known[peer].served))
+        return None if piece != _INFO and self._is_too_slow(best, usable, now_s) else best
+
+    def _next_due_s(self, peer: PeerId, now_s: float) -> float:
+        standing = self._known[peer]
+        return standing.due_s(standing.in_flight + 1, now_s)
+
+    def _is_too_slow(self, peer: PeerId, usable: list[PeerId], now_s: float) -> bool:
+        """Whether the others will have sent all that is left before `peer` has sent one chunk."""
+        if not self._known[peer].served:
+            return False  # nobody knows yet
+        others = [self._known[one] for one in usable if one != peer and self._known[one].is_proved]
+        rate = sum(1.0 / max(other.due_s(1, now_s), 1e-6) for other in others if now_s >= other.rests_until_s)
+        left = len(self._missing) + sum(other.in_flight for other in others)
+        return rate > 0 and self._next_due_s(peer, now_s) > left / rate + _SOONER_S
+
+    def _is_late(self, piece: int, other: PeerId, now_s: float) -> bool:
+        """Whether a piece that is asked of one holder should be asked of `other` too."""
+        ((peer, at_s),) = self._asked[piece].items()
+        if piece == _INFO:
+            return now_s - at_s >= LATE_INFO_S
+        one = self._known[peer]
+        if one.silence_s(now_s) >= max(LATE_S, 3 * one.pace_s):
+            return True
+        before = sum(1 for when in self._asked.values() if when.get(peer, now_s) < at_s)
+        return one.due_s(before + 1, now_s) > _MUCH_SOONER * self._next_due_s(other, now_s) + _SOONER_S
+
+    def _ask(self, piece: int, peer: PeerId, now_s: float) -> Ask:
+        self._holders[peer].asked.add(piece)
+        self._asked.setdefault(piece, {})[peer] = now_s
+        if piece == _INFO:
+            return Ask(peer, GetBlob(self.root))
+        self._known[peer].asked(now_s)
+        return Ask(peer, GetChunk(self.root, piece))
+
+    # ---------------------------------------------------------------- outcomes
+
+    def take(self, ask: Ask, answer: object, now_s: float) -> bytes | None:
+        """Takes the outcome of a request, an answer or an error; returns a chunk's bytes when they are right and new, to be
+        stored at `index * CHUNK_BYTES`."""
+        self._now_s = now_s
+        match answer:
+            case BlobInfo() if isinstance(ask.message, GetBlob):
+                self.on_info(ask.to, answer)
+            case Chunk(data) if isinstance(ask.message, GetChunk):
+                return data if self.on_chunk(ask.to, ask.message.index, data) else None
+            case Refusal():
+                self.on_failure(ask.to, str(answer), refused=True, ask=ask)
+            case Exception():
+                self.on_failure(ask.to, str(answer), ask=ask)
+            case _:
+                self.on_failure(ask.to, f"answered with a {type(answer).__name__}", refused=True, ask=ask)
+        return None
 
     def on_info(self, peer: PeerId, info: BlobInfo) -> bool:
         """Takes chunk digests; returns whether they are this blob's. Wrong ones cost the holder its place."""
-        self._landed(peer)
         if not self._is_info_right(info):
             self._drop(peer, f"{peer} sent chunk digests that are not this blob's", wrong=True)
             return False
@@ -143,10 +252,11 @@ class BlobFetch:
 
     def on_chunk(self, peer: PeerId, index: int, data: bytes) -> bool:
         """Takes a chunk; returns True when its bytes are right and new, to be stored at `index * CHUNK_BYTES`."""
-        self._landed(peer)
+        self._known[peer].landed(self._now_s)
         if not self._is_chunk_right(index, data):
             self._drop(peer, f"{peer} sent a wrong chunk {index}", wrong=True)
             return False
+        self._known[peer].sent_right()
         self._answered(peer, index)
         return self._verify(index)
 
@@ -154,35 +264,43 @@ class BlobFetch:
         """Takes a chunk from our own disk; returns whether it is right. A wrong one is simply still missing."""
         return self._is_chunk_right(index, data) and (self._verify(index) or index in self._verified)
 
-    def on_failure(self, peer: PeerId, reason: str, *, refused: bool = False) -> None:
-        """Takes note that a request to `peer` failed; all that was asked of it is missing again.
+    def on_cancelled(self, ask: Ask) -> None:
+        """Takes note that the shell has ended a request that was not wanted any more."""
+        if ask.piece != _INFO:
+            self._known[ask.to].landed(self._now_s)
+        self._take_back(ask.to, {ask.piece})
 
-        `refused`: it said that it does not hold the blob, so it is dropped at once.
+    def on_failure(self, peer: PeerId, reason: str, *, refused: bool = False, ask: Ask | None = None) -> None:
+        """Takes note that the request `ask` to `peer` failed: its piece is missing again, or all of that holder's pieces
+        when it is not said which.
+
+        `refused`: it said that it does not hold the blob, so it is dropped at once; or that it is busy, so it is left
+        alone for a while.
         """
-        self._landed(peer)
+        if ask is None or ask.piece != _INFO:
+            self._known[peer].landed(self._now_s)
         holder = self._holders.get(peer)
         if holder is None or holder.dropped or not holder.asked:
-            return  # several requests fail together when a holder dies: that is one failure
-        holder.failures += 1
-        self._take_back(peer, holder)
-        if refused or holder.failures >= MAX_FAILURES:
+            return
+        pieces = set(holder.asked) if ask is None else {ask.piece}
+        is_busy = refused and reason.startswith(BUSY)
+        # Several requests fail together when a holder dies: that is one failure.
+        is_new = bool(pieces & holder.asked) and not pieces & holder.wave
+        together = set(holder.asked)
+        self._take_back(peer, pieces)
+        if is_busy:
+            self._known[peer].is_busy(self._now_s)
+            if self._known[peer].num_busy > MAX_BUSY:
+                self._drop(peer, f"{peer}: {reason}")
+        elif refused:
             self._drop(peer, f"{peer}: {reason}")
-        else:
-            holder.rest_s = REST_S * 2 ** (holder.failures - 1)
-
-    def _ask(self, piece: int, free: dict[PeerId, _Holder], now_s: float) -> Ask:
-        """Asks the least busy of the free holders; one that is busy enough now is taken out of `free`."""
-        peer = min(free, key=lambda one: (free[one].in_flight, free[one].served))
-        free[peer].asked.add(piece)
-        free[peer].in_flight += 1
-        self._asked.setdefault(piece, {})[peer] = now_s
-        if free[peer].in_flight >= self._max_in_flight:
-            del free[peer]
-        return Ask(peer, GetBlob(self.root) if piece == _INFO else GetChunk(self.root, piece))
-
-    @staticmethod
-    def _is_late(when: dict[PeerId, float], now_s: float) -> bool:
-        return all(now_s - at_s >= LATE_S for at_s in when.values())
+        elif is_new:
+            holder.failures += 1
+            holder.wave = together - pieces
+            if holder.failures >= MAX_FAILURES:
+                self._drop(peer, f"{peer}: {reason}")
+            else:
+                holder.rest_s = REST_S * 2 ** (holder.failures - 1)
 
     def _is_info_right(self, info: BlobInfo) -> bool:
         if self.num_bytes is not None and info.num_bytes != self.num_bytes:
@@ -196,22 +314,17 @@ class BlobFetch:
             return False
         return len(data) == chunk_length(self.num_bytes, index) and leaf_digest(data) == self._leaves[index]
 
-    def _landed(self, peer: PeerId) -> None:
-        """One request to `peer` has its outcome."""
-        holder = self._holders.get(peer)
-        if holder is not None and holder.in_flight:
-            holder.in_flight -= 1
-
     def _answered(self, peer: PeerId, piece: int) -> None:
         holder = self._holders.get(peer)
-        if holder is not None and piece in holder.asked:
-            holder.served += 1
+        if holder is not None:
+            holder.asked.discard(piece)
+            self._asked.get(piece, {}).pop(peer, None)
             holder.failures = 0
 
     def _verify(self, index: int) -> bool:
         if index in self._verified:
             return False
-        if index not in self._asked:
+        if index in self._missing:
             self._missing.remove(index)
         self._release(index)
         self._verified.add(index)
@@ -222,20 +335,26 @@ class BlobFetch:
         for peer in self._asked.pop(piece, {}):
             self._holders[peer].asked.discard(piece)
 
-    def _take_back(self, peer: PeerId, holder: _Holder) -> None:
-        """What was asked of that holder alone is missing again, and comes first."""
-        for piece in sorted(holder.asked, reverse=True):
+    def _take_back(self, peer: PeerId, pieces: set[int]) -> None:
+        """Those of the pieces that were asked of that holder alone are missing again, and come first."""
+        holder = self._holders.get(peer)
+        if holder is None:
+            return
+        holder.wave -= pieces
+        for piece in sorted(pieces & holder.asked, reverse=True):
+            holder.asked.discard(piece)
             when = self._asked[piece]
             del when[peer]
             if not when:
                 del self._asked[piece]
                 self._missing.appendleft(piece)
-        holder.asked.clear()
 
     def _drop(self, peer: PeerId, reason: str, *, wrong: bool = False) -> None:
         holder = self._holders.get(peer)
         if holder is None:
             return
-        holder.wrong += wrong
-        self._take_back(peer, holder)
+        if wrong:
+            holder.wrong += 1
+            self._known[peer].sent_wrong(self._now_s)
+        self._take_back(peer, set(holder.asked))
         holder.dropped = self._given_up = reason

@@ -4,6 +4,7 @@ from __future__ import annotations
 
 import errno
 import os
+import time
 from pathlib import Path
 
 import pytest
@@ -12,7 +13,8 @@ from hypothesis import strategies as st
 
 from peer import disk
 from peer.blob_store import BlobStore
-from swarm.digest import CHUNK_BYTES, blob_digest, chunks_of, leaves_of, root_of_leaves
+from peer.partials import MAX_PARTIAL_AGE_S
+from swarm.digest import CHUNK_BYTES, Digest, blob_digest, chunks_of, leaves_of, root_of_leaves
 from swarm.errors import StateError
 
 BLOB = bytes(range(256)) * 5000  # two chunks
@@ -171,3 +173,88 @@ def test_a_durable_put_syncs_the_bytes_and_then_the_folder(store: BlobStore, mon
     monkeypatch.setattr(disk.os, "fsync", note)
     store.put(BLOB)
     assert synced[0].endswith(".part") and synced[1:] == ["blobs"]
+
+
+def other_root(number: int) -> Digest:
+    return blob_digest(bytes([number]))
+
+
+def leave(store: BlobStore, root: Digest, num_bytes: int, age_s: float = 0.0) -> Path:
+    """A download that was broken off."""
+    file = store.partials.open(root)
+    file.write(bytes(num_bytes))
+    file.close()
+    store.partials.end(root, keep=True)
+    at_s = time.time() - age_s
+    os.utime(store.partial_path(root), (at_s, at_s))
+    return store.partial_path(root)
+
+
+def test_broken_downloads_outlive_a_restart_until_they_are_old(tmp_path: Path) -> None:
+    store = BlobStore(tmp_path / "blobs")
+    young, old = leave(store, other_root(1), 10), leave(store, other_root(2), 10, MAX_PARTIAL_AGE_S + 60)
+    of_tomorrow = leave(store, other_root(3), 10, -86400.0)
+    store = BlobStore(tmp_path / "blobs")
+    assert young.exists() and not old.exists() and not of_tomorrow.exists()
+    store.put(b"\1")
+    store.collect()  # it has become whole in another way
+    assert not young.exists()
+
+
+def test_broken_downloads_are_bounded_in_bytes_and_those_under_way_are_left_alone(
+    store: BlobStore, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    monkeypatch.setattr("peer.partials.MAX_PARTIAL_BYTES", 100 << 10)
+    paths = [leave(store, other_root(number), 40 << 10, age_s=100.0 - number) for number in range(4)]
+    under_way = store.partials.open(other_root(0))
+    store.collect()
+    assert [path.exists() for path in paths] == [True, False, True, True]
+    under_way.close()
+    store.partials.end(other_root(0), keep=False)
+    assert not paths[0].exists()
+
+
+def test_what_was_downloaded_for_a_purpose_outlives_a_restart(tmp_path: Path) -> None:
+    store = BlobStore(tmp_path / "blobs")
+    roots = [store.put(bytes([number])) for number in range(4)]
+    store.pin("catching up", roots[:2], lasting=True)
+    store.pin("first words", roots[2:3], lasting=True)
+    store.pin("first words", (), lasting=True)
+    store.pin("generations", roots[3:])
+    again = BlobStore(tmp_path / "blobs")
+    assert again.pinned("catching up") == frozenset(roots[:2])
+    assert again.collect() == 2
+    assert [again.has(root) for root in roots] == [True, True, False, False]
+    again.pin("catching up", ())
+    assert BlobStore(tmp_path / "blobs").pinned("catching up") == frozenset()
+
+
+def test_pins_of_the_process_before_end(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
+    store = BlobStore(tmp_path / "blobs")
+    root = store.put(b"a")
+    store.pin("catching up", [root], lasting=True)
+    now_s = 100.0
+    again = BlobStore(tmp_path / "blobs", clock=lambda: now_s)
+    assert again.collect() == 0
+    now_s += MAX_PARTIAL_AGE_S + 1.0
+    assert again.collect() == 1
+    real = time.time
+    for wrong in (-1e6, 1e6):  # clocks that were set
+        monkeypatch.setattr("peer.blob_store.time.time", lambda wrong=wrong: real() + wrong)
+        assert BlobStore(tmp_path / "blobs").pinned("catching up") == frozenset()
+
+
+@pytest.mark.parametrize("content", [b"", b"\x80", b"\x91\x91\x93\xa1a\x01\x91\xc4\x01a", bytes(100)])
+def test_a_damaged_file_of_pins_is_none(tmp_path: Path, content: bytes) -> None:
+    (tmp_path / "blobs").mkdir()
+    (tmp_path / "blobs" / "downloads.pins").write_bytes(content)
+    assert BlobStore(tmp_path / "blobs").pinned("a") == frozenset()
+
+
+def test_a_pin_with_an_end_ends(tmp_path: Path) -> None:
+    now_s = 0.0
+    store = BlobStore(tmp_path / "blobs", clock=lambda: now_s)
+    store.pin("a joiner", [store.put(b"a")], until_s=10.0)
+    assert store.collect() == 0
+    now_s = 10.0
+    assert store.collect() == 1

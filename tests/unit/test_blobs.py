@@ -11,10 +11,12 @@ from hypothesis import example, given, settings
 from hypothesis import strategies as st
 
 import swarm.digest
-from swarm.blobs import LATE_S, MAX_FAILURES, Ask, BlobFetch
+from swarm.blobs import BUSY, LATE_INFO_S, MAX_FAILURES, Ask, BlobFetch
 from swarm.digest import CHUNK_BYTES, Digest, blob_digest, chunks_of, leaves_of
+from swarm.errors import Refusal, TimedOut, Unreachable
+from swarm.holders import Holders
 from swarm.identity import PeerId
-from swarm.messages import BlobInfo, GetBlob, GetChunk
+from swarm.messages import BlobInfo, Chunk, GetBlob, GetChunk
 
 PEERS = [PeerId(bytes([number]) * 32) for number in range(1, 9)]
 BLOBS = [random.Random(7).randbytes(size) for size in (0, 1, CHUNK_BYTES, CHUNK_BYTES + 5, 5 * CHUNK_BYTES + 1)]
@@ -141,24 +143,56 @@ def test_nothing_is_asked_twice_when_nobody_fails(blob: bytes) -> None:
     assert set(world.asked.values()) == {1}
 
 
-def test_holders_share_the_work() -> None:
-    blob = b"".join(bytes([index]) * CHUNK_BYTES for index in range(12))
-    fetch = BlobFetch(blob_digest(blob), PEERS[:3])
+def fetching(num_chunks: int, holders: list[PeerId], known: Holders | None = None) -> tuple[BlobFetch, list[bytes]]:
+    """A fetch that has its chunk digests, and the chunks."""
+    blob = b"".join(bytes([index]) * CHUNK_BYTES for index in range(num_chunks))
+    fetch = BlobFetch(blob_digest(blob), holders, known=known)
     (info,) = fetch.next_requests(0.0)
     fetch.on_info(info.to, BlobInfo(len(blob), leaves_of(blob)))
-    assert Counter(ask.to for ask in fetch.next_requests(0.0)) == dict.fromkeys(PEERS[:3], 4)
+    return fetch, [bytes(one) for one in chunks_of(blob)]
+
+
+def test_holders_share_the_work_once_each_has_proved_itself() -> None:
+    fetch, chunks = fetching(15, PEERS[:3])
+    asks = fetch.next_requests(0.0)
+    assert Counter(ask.to for ask in asks) == dict.fromkeys(PEERS[:3], 1)
+    assert fetch.next_requests(0.1) == ()
+    for ask in asks:
+        fetch.take(ask, Chunk(chunks[ask.piece]), 0.1)
+    assert Counter(ask.to for ask in fetch.next_requests(0.1)) == dict.fromkeys(PEERS[:3], 4)
+
+
+def test_all_blobs_share_what_is_known_of_a_holder() -> None:
+    """A liar costs one chunk, not one of each blob; what is under way to a holder is bounded over all blobs."""
+    known = Holders()
+    fetches = [fetching(9, PEERS[:2], known) for _ in range(3)]
+    asks = [(one, chunks, ask) for one, chunks in fetches for ask in one.next_requests(0.0)]
+    assert Counter(ask.to for _, _, ask in asks) == dict.fromkeys(PEERS[:2], 1)
+    for one, chunks, ask in asks:
+        one.take(ask, Chunk(b"wrong" if ask.to == PEERS[1] else chunks[ask.piece]), 0.1)
+    later = [ask for one, _ in fetches for ask in one.next_requests(0.2)]
+    assert Counter(ask.to for ask in later) == {PEERS[0]: 4}, "asked of a liar, or of one holder too often"
+
+
+def test_one_who_lied_is_asked_again_for_what_nobody_else_has() -> None:
+    known = Holders()
+    known[PEERS[0]].sent_wrong(0.0)
+    fetch, _ = fetching(9, PEERS[:1], known)
+    assert len(fetch.next_requests(1.0)) == 1
 
 
 def test_chunks_found_on_disk_are_not_asked_for() -> None:
-    blob = BLOBS[-1]
-    chunks = list(chunks_of(blob))
-    fetch = BlobFetch(blob_digest(blob), PEERS[:1], max_in_flight=99)
-    assert not fetch.on_local(0, chunks[0]), "without digests nothing can be checked"
-    fetch.next_requests(0.0)
-    fetch.on_info(PEERS[0], BlobInfo(len(blob), leaves_of(blob)))
+    fetch = BlobFetch(blob_digest(BLOBS[-1]), PEERS[:1])
+    assert not fetch.on_local(0, next(iter(chunks_of(BLOBS[-1])))), "without digests nothing can be checked"
+    fetch, chunks = fetching(6, PEERS[:1])
     assert fetch.on_local(1, chunks[1])
-    assert not fetch.on_local(2, bytes(CHUNK_BYTES))
-    assert [ask.message for ask in fetch.next_requests(0.0)] == [GetChunk(fetch.root, i) for i in (0, 2, 3, 4, 5)]
+    assert not fetch.on_local(2, bytes(5))
+    asked = []
+    while not fetch.done:
+        for ask in fetch.next_requests(0.0):
+            asked.append(ask.message)
+            fetch.take(ask, Chunk(chunks[ask.piece]), 0.0)
+    assert asked == [GetChunk(fetch.root, i) for i in (0, 2, 3, 4, 5)]
     assert not fetch.wrong
 
 
@@ -189,23 +223,89 @@ def test_a_new_holder_revives_it_but_a_liar_stays_out() -> None:
     assert [ask.to for ask in fetch.next_requests(now_s)] == [PEERS[1]]
 
 
-def test_a_late_piece_is_asked_of_one_more_holder() -> None:
+def test_late_digests_are_asked_of_one_more_holder() -> None:
     fetch = BlobFetch(blob_digest(b"abc"), PEERS[:3])
     (first,) = fetch.next_requests(0.0)
-    assert fetch.next_requests(LATE_S / 2) == ()
-    assert fetch.next_look_s(0.0) == LATE_S
-    (second,) = fetch.next_requests(LATE_S)
+    assert fetch.next_requests(LATE_INFO_S / 2) == ()
+    assert fetch.next_look_s(0.0) == LATE_INFO_S
+    (second,) = fetch.next_requests(LATE_INFO_S)
     assert second.to != first.to
-    assert fetch.next_requests(9 * LATE_S) == ()
+    assert fetch.next_requests(9 * LATE_INFO_S) == ()
+
+
+def proved(fetch: BlobFetch, chunks: list[bytes], took_s: dict[PeerId, float]) -> None:
+    """Each holder sends its first chunk after so many seconds."""
+    asks = sorted(fetch.next_requests(0.0), key=lambda ask: took_s[ask.to])
+    for ask in asks:
+        fetch.take(ask, Chunk(chunks[ask.piece]), took_s[ask.to])
+
+
+def test_what_a_silent_holder_owes_is_asked_of_another_when_nothing_else_is_left() -> None:
+    fetch, chunks = fetching(10, PEERS[:2])
+    proved(fetch, chunks, {PEERS[0]: 0.1, PEERS[1]: 0.1})
+    asks = fetch.next_requests(0.1)
+    assert Counter(ask.to for ask in asks) == dict.fromkeys(PEERS[:2], 4)
+    now_s = 0.1
+    for ask in asks:
+        if ask.to == PEERS[0]:
+            now_s += 0.1
+            fetch.take(ask, Chunk(chunks[ask.piece]), now_s)
+    assert fetch.next_requests(now_s) == (), "too early"
+    owed = [ask for ask in asks if ask.to == PEERS[1]]
+    again = fetch.next_requests(now_s + 2.0)
+    assert {ask.piece for ask in again} == {ask.piece for ask in owed} and {ask.to for ask in again} == {PEERS[0]}
+    assert all(fetch.is_wanted(ask) for ask in (*owed, *again))
+    fetch.take(again[0], Chunk(chunks[again[0].piece]), now_s + 2.1)
+    assert [fetch.is_wanted(ask) for ask in owed].count(False) == 1, "the loser of a piece is to be ended"
+
+
+def test_a_slow_holder_gets_nothing_that_the_others_finish_before_it() -> None:
+    fetch, chunks = fetching(6, PEERS[:2])
+    proved(fetch, chunks, {PEERS[0]: 0.1, PEERS[1]: 20.0})
+    assert {ask.to for ask in fetch.next_requests(20.0)} == {PEERS[0]}
+    fetch, chunks = fetching(250, PEERS[:2])
+    proved(fetch, chunks, {PEERS[0]: 0.1, PEERS[1]: 4.0})
+    assert Counter(ask.to for ask in fetch.next_requests(4.0)) == {PEERS[0]: 4, PEERS[1]: 2}
+
+
+def test_a_busy_holder_is_left_alone_for_a_while_and_not_given_up() -> None:
+    fetch, chunks = fetching(3, PEERS[:1])
+    now_s = 0.0
+    for _ in range(20):
+        (ask,) = fetch.next_requests(now_s)
+        fetch.take(ask, Refusal(f"{BUSY}: ask again later"), now_s)
+        assert fetch.next_requests(now_s) == () and fetch.failed_reason is None
+        now_s = fetch.next_look_s(now_s) or now_s
+        assert fetch.next_requests(now_s - 0.001) == ()
+    while not fetch.done:
+        for ask in fetch.next_requests(now_s):
+            fetch.take(ask, Chunk(chunks[ask.piece]), now_s)
+
+
+def test_one_who_is_always_busy_is_given_up_in_the_end() -> None:
+    fetch, _ = fetching(3, PEERS[:1])
+    now_s = 0.0
+    while fetch.failed_reason is None:
+        assert now_s < 600.0
+        for ask in fetch.next_requests(now_s):
+            fetch.take(ask, Refusal(BUSY), now_s)
+        now_s = fetch.next_look_s(now_s) or now_s
 
 
 def test_requests_that_die_together_are_one_failure() -> None:
-    blob = BLOBS[-1]
-    fetch = BlobFetch(blob_digest(blob), PEERS[:1])
-    fetch.next_requests(0.0)
-    fetch.on_info(PEERS[0], BlobInfo(len(blob), leaves_of(blob)))
+    fetch, chunks = fetching(9, PEERS[:1])
+    proved(fetch, chunks, {PEERS[0]: 0.0})
     for ask in fetch.next_requests(0.0):
-        fetch.on_failure(ask.to, "connection lost")
+        fetch.take(ask, Unreachable("connection lost"), 0.0)
     assert fetch.failed_reason is None
     assert fetch.next_requests(0.0) == ()
     assert len(fetch.next_requests(1.0)) == 4
+
+
+def test_one_failed_request_leaves_the_others_under_way() -> None:
+    fetch, chunks = fetching(9, PEERS[:1])
+    proved(fetch, chunks, {PEERS[0]: 0.0})
+    lost, *others = fetch.next_requests(0.0)
+    fetch.take(lost, TimedOut("late"), 0.0)
+    assert not fetch.is_wanted(lost) and all(fetch.is_wanted(ask) for ask in others)
+    assert fetch.take(others[0], Chunk(chunks[others[0].piece]), 0.1) == chunks[others[0].piece]

@@ -4,12 +4,16 @@ from __future__ import annotations
 
 import asyncio
 import os
+import signal
+import subprocess
+import sys
 from collections.abc import Callable
 from pathlib import Path
 from typing import Any
 
 import pytest
 
+from peer.blob_store import BlobStore
 from peer.fetch import Fetcher
 from swarm.digest import CHUNK_BYTES, blob_digest
 from swarm.errors import NetworkError, Refusal, StateError
@@ -21,6 +25,9 @@ from tests.unit.small_swarm import Host, SmallSwarm, run_clean
 
 BLOB = bytes(range(256)) * (5 * CHUNK_BYTES // 512)  # two chunks and a half
 ROOT = blob_digest(BLOB)
+
+
+LONG = b"".join(bytes([index]) * CHUNK_BYTES for index in range(12))
 
 
 def folder_of(host: Host) -> list[str]:
@@ -201,5 +208,113 @@ def test_a_full_disk_is_said_and_leaves_nothing(tmp_path: Path, monkeypatch: pyt
         with pytest.raises(StateError, match="disk is full"):
             await Fetcher(me.asker, me.store).fetch(ROOT, [holder.id])
         assert folder_of(me) == []
+
+    run_clean(main())
+
+
+def asked_of(host: Host) -> list[int]:
+    """The chunks that are asked of a host from now on."""
+    asked: list[int] = []
+    host.transport.serve(answering(host, lambda m: asked.append(m.index) if isinstance(m, GetChunk) else None))
+    return asked
+
+
+async def broken_off(me: Host, holder: Host, chunks: int) -> None:
+    """A fetch that is cancelled once so many chunks have come."""
+    fetcher = Fetcher(me.asker, me.store)
+    fetch = asyncio.create_task(fetcher.fetch(blob_digest(LONG), [holder.id]))
+    while len(fetcher._flights[blob_digest(LONG)].progress.verified if fetcher._flights else ()) < chunks:  # noqa: ASYNC110
+        await asyncio.sleep(0)
+    fetch.cancel()
+    await asyncio.wait([fetch])
+
+
+@pytest.mark.parametrize("restarted", [False, True])
+def test_a_broken_download_goes_on_where_it_stopped(tmp_path: Path, restarted: bool) -> None:
+    async def main() -> None:
+        me, holder, other = await SmallSwarm(tmp_path).hosts(3)
+        root = holder.store.put(LONG)
+        other.store.put(LONG)
+        await broken_off(me, holder, 5)
+        kept = (tmp_path / "blobs-1" / f"{root.hex()}.part").read_bytes()
+        there = {
+            index for index in range(12) if kept[index << 20 : (index + 1) << 20] == LONG[index << 20 :][: 1 << 20]
+        }
+        assert len(there) >= 5
+        asked = asked_of(other)
+        store = BlobStore(tmp_path / "blobs-1") if restarted else me.store
+        await Fetcher(me.asker, store).fetch(root, [other.id], len(LONG))
+        assert store.read(root, check=True) == LONG
+        assert sorted(asked) == sorted(set(range(12)) - there)
+
+    run_clean(main())
+
+
+def test_what_is_left_of_a_download_may_be_anything(tmp_path: Path) -> None:
+    async def main() -> None:
+        me, holder = await SmallSwarm(tmp_path).hosts(2)
+        root = holder.store.put(LONG)
+        left = bytearray(LONG + b"and more")
+        left[3 << 20] ^= 1
+        me.store.partial_path(root).write_bytes(left)
+        asked = asked_of(holder)
+        await Fetcher(me.asker, me.store).fetch(root, [holder.id])
+        assert asked == [3] and me.store.read(root, check=True) == LONG
+
+    run_clean(main())
+
+
+_KILLED = """
+import asyncio, os, signal, sys
+from pathlib import Path
+from peer.fetch import Fetcher
+from swarm.messages import GetChunk
+from tests.unit.small_swarm import SmallSwarm
+from tests.unit.test_fetch import LONG, answering
+
+async def main():
+    me, holder = await SmallSwarm(Path(sys.argv[1])).hosts(2)
+    root = holder.store.put(LONG)
+    answered = 0
+    def count(message):
+        nonlocal answered
+        if isinstance(message, GetChunk):
+            answered += 1
+            if answered == 8:
+                os.kill(os.getpid(), signal.SIGKILL)
+    holder.transport.serve(answering(holder, count))
+    await Fetcher(me.asker, me.store).fetch(root, [holder.id])
+
+asyncio.run(main())
+"""
+
+
+def test_a_killed_download_goes_on_in_the_next_process(tmp_path: Path) -> None:
+    killed = subprocess.run([sys.executable, "-c", _KILLED, str(tmp_path)], cwd=Path(__file__).parents[2], timeout=60)
+    assert killed.returncode == -signal.SIGKILL
+
+    async def main() -> None:
+        me, holder = await SmallSwarm(tmp_path).hosts(2)
+        root = blob_digest(LONG)
+        assert not me.store.has(root) and holder.store.has(root)
+        asked = asked_of(holder)
+        await Fetcher(me.asker, me.store).fetch(root, [holder.id])
+        assert me.store.read(root, check=True) == LONG
+        # Of seven that were answered, those that had not been written yet were under way: four at most.
+        assert len(asked) <= 12 - 7 + 4 and sorted(set(asked)) == sorted(asked)
+
+    run_clean(main())
+
+
+def test_a_busy_holder_is_asked_again_and_not_given_up(tmp_path: Path) -> None:
+    async def main() -> None:
+        me, holder = await SmallSwarm(tmp_path).hosts(2)
+        holder.store.put(BLOB)
+        refusals = [Refused("busy: ask again later")] * 3
+        holder.transport.serve(
+            answering(holder, lambda m: refusals.pop() if isinstance(m, GetChunk) and refusals else None)
+        )
+        await Fetcher(me.asker, me.store).fetch(ROOT, [holder.id])
+        assert me.store.read(ROOT, check=True) == BLOB and not refusals
 
     run_clean(main())
