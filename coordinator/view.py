@@ -23,6 +23,8 @@ from swarm.events import (
     DaemonRestarted,
     Evaluated,
     Event,
+    HeadsBarred,
+    Merged,
     PeerJoined,
     PeerLeft,
     PeerMisbehaved,
@@ -293,6 +295,10 @@ def _news(view: SwarmView, source: PeerId, event: Event) -> str | None:
             return f"round at version {event.version} skipped: {reason}"
         case Undone():
             return f"{subject} undid {event.depth} of its commits at version {event.version}: {reason}"
+        case Merged():
+            return f"a branch of {event.tokens_left} tokens was merged at version {event.version}"
+        case HeadsBarred():
+            return f"{len(event.heads)} heads that lost their blobs were barred at version {event.version}"
         case ViewChanged():
             return f"view {event.view}, led by {_name(view, event.leader)}: {reason}"
         case CheckpointKept():

@@ -16,6 +16,7 @@ from collections.abc import Callable
 from contextlib import suppress
 from dataclasses import dataclass, field
 
+from swarm.chain import ChainState, Merge
 from swarm.digest import Digest
 from swarm.identity import PeerId
 from swarm.messages import CheckpointRecord, Commit, StateRecord, TimeSplit
@@ -54,6 +55,13 @@ class AdoptState:
 
 
 @dataclass(frozen=True, slots=True)
+class PrepareMerge:
+    """Keep this snapshot, whose unit blobs are in the store, beside our state, and encode our branch for it."""
+
+    record: StateRecord
+
+
+@dataclass(frozen=True, slots=True)
 class SetView:
     """The view to save, so that a restart finds its leader."""
 
@@ -67,7 +75,7 @@ class Stop:
     reason: str
 
 
-Order = OpenRound | CutNow | ApplyCommits | AdoptState | SetView | Stop
+Order = OpenRound | CutNow | ApplyCommits | AdoptState | PrepareMerge | SetView | Stop
 
 
 @dataclass(frozen=True, slots=True)
@@ -88,12 +96,20 @@ class Moved:
     """The trainer is at a new head, and it is on disk."""
 
     record: StateRecord
-    heads: tuple[Digest, ...]  # that it can go back to, newest first
+    chains: tuple[ChainState, ...]  # that it can go back to, newest first
     log: tuple[Commit, ...]
     still_pending: tuple[int, ...]
     undone: int  # own contributions that are pending again
     dropped_tokens: int  # of work given up, declared
     caught_up: bool
+
+
+@dataclass(frozen=True, slots=True)
+class BranchEncoded:
+    """What our anchor is more than that of the state beside it is encoded, and in the store."""
+
+    merge: Merge
+    beside: ChainState
 
 
 @dataclass(frozen=True, slots=True)
@@ -133,7 +149,7 @@ class TrainerEnded:
     reason: str
 
 
-Report = Progress | CutDone | Moved | MoveFailed | Kept | Evaluation | StepDropped | TrainerEnded
+Report = Progress | CutDone | Moved | BranchEncoded | MoveFailed | Kept | Evaluation | StepDropped | TrainerEnded
 
 
 class Handoff:

@@ -23,12 +23,13 @@ from peer.discovery import Discovery
 from peer.fetch import Fetcher
 from peer.node_parts import NodeParts
 from swarm import events
-from swarm.chain import MAX_AGE_VERSIONS, ChainState
+from swarm.chain import MAX_AGE_VERSIONS, ChainState, Merge
 from swarm.digest import Digest
 from swarm.errors import MalformedBytes, NetworkError, RemoteError, StateError, Unreachable
 from swarm.events import Event
 from swarm.identity import PeerId
-from swarm.messages import Contribution, Goodbye, StateRecord, open_as, record_digest
+from swarm.messages import Contribution, Goodbye, StateRecord, record_digest
+from swarm.round.catch_up import CatchUpRequest
 from swarm.round.facts import (
     BlobFailed,
     BlobStored,
@@ -42,6 +43,7 @@ from swarm.round.facts import (
     Happened,
     HeadReached,
     Measured,
+    MergePrepared,
     MoveTo,
     Received,
     RequestCut,
@@ -70,7 +72,8 @@ class Node:
         self._parts = parts
         self._participant = parts.participant
         self._fetcher = Fetcher(parts.asker, parts.store)
-        self._catcher = Catcher(parts.asker, self._fetcher, self.open_contribution, parts.lease_windows)
+        self._catcher = Catcher(parts.asker, self._fetcher, parts.open_sealed, parts.lease_windows)
+        self._beside: ChainState | None = None  # of the state that our branch waits to be merged into
         self._chains = chains  # that the trainer can go back to, newest first
         self._progress = work.Progress()
         self._checkpoint_version: int | None = max(parts.server.checkpoints, default=None)
@@ -170,11 +173,6 @@ class Node:
             if self._opened:
                 self._parts.handoff.give(work.OpenRound(self._opened))
 
-    def open_contribution(self, sealed: bytes) -> Contribution:
-        """Opens a sealed contribution of this run."""
-        contribution: Contribution = open_as(Contribution, sealed, run=self._parts.asker.run)
-        return contribution
-
     def _received(self, sender: PeerId, message: Any, sealed: bytes) -> None:
         self.post(Received(sender, message, sealed))
 
@@ -190,12 +188,16 @@ class Node:
                 self._happened(self._cut_event(report.contribution))
             case work.Moved():
                 self._moved(report)
+            case work.BranchEncoded(merge, beside):
+                self._beside = beside
+                self._pin(merge.root)
+                self.post(MergePrepared(merge))
             case work.MoveFailed(reason):
                 log.warning("could not move to the next head: %s", reason)
                 if self._adopting is not None:
                     self._catcher.refuse(self._adopting)
                     self._adopting = None
-                self.post(CatchUpEnded(reason))
+                self.post(CatchUpEnded(reason, is_own=True))
             case work.Kept(record):
                 serve(self._parts.store, report)
                 self._parts.server.checkpoints[record.version] = report
@@ -211,9 +213,8 @@ class Node:
 
     def _moved(self, moved: work.Moved) -> None:
         self._parts.server.state, self._parts.server.log = moved.record, moved.log
-        chains = {chain.head: chain for chain in (moved.record.chain, *self._chains)}
-        self._chains = tuple(chains[head] for head in moved.heads if head in chains)
-        self._adopting = None
+        self._chains = moved.chains
+        self._adopting, self._beside = None, None
         oldest = (
             moved.record.chain.version - _PINNED_VERSIONS
         )  # what was listed since is pinned with the log that is saved
@@ -270,8 +271,8 @@ class Node:
             case MoveTo(commit):
                 fault_point.reached("commit-accepted")
                 self._parts.handoff.give(work.ApplyCommits(commit.parent, (commit,)))
-            case CatchUp(peers, whole, reason):
-                self._spawn(self._catch_up(peers, whole, reason))
+            case CatchUp():
+                self._spawn(self._catch_up(effect))
             case Happened(event):
                 self._happened(event)
 
@@ -302,7 +303,7 @@ class Node:
             if not self._sends[to]:
                 del self._sends[to]
 
-    async def _fetch(self, contribution: Contribution, holders: tuple[PeerId, ...]) -> None:
+    async def _fetch(self, contribution: Contribution | Merge, holders: tuple[PeerId, ...]) -> None:
         root = contribution.root
         self._pin(root)
         try:
@@ -313,7 +314,8 @@ class Node:
         except RemoteError as error:
             if root not in self._undecodable:
                 self._undecodable.add(root)
-                self._happened(events.PeerMisbehaved(contribution.author, f"its contribution: {error}"[:400]))
+                author = contribution.author if isinstance(contribution, Contribution) else holders[0]
+                self._happened(events.PeerMisbehaved(author, f"its contribution: {error}"[:400]))
             self.post(BlobFailed(root, f"does not decode: {error}"))
         except NetworkError as error:
             self.post(BlobFailed(root, str(error)))
@@ -323,7 +325,7 @@ class Node:
         else:
             self.post(BlobStored(root))
 
-    def _check_length(self, contribution: Contribution) -> None:
+    def _check_length(self, contribution: Contribution | Merge) -> None:
         """Raises RemoteError for one that is longer than any of this run can be: it would only fill the disk."""
         if contribution.root in self._undecodable:
             raise MalformedBytes("it did not decode")
@@ -332,20 +334,29 @@ class Node:
         if most is not None and contribution.num_bytes > most:
             raise MalformedBytes(f"{contribution.num_bytes} bytes where at most {most} are due")
 
-    def _check(self, contribution: Contribution) -> None:
+    def _check(self, contribution: Contribution | Merge) -> None:
         """In a thread. Raises StateError for a blob that the disk changed, RemoteError for one that does not decode."""
         self._parts.check_blob(contribution, self._parts.store.read(contribution.root, check=True))
 
-    async def _catch_up(self, peers: tuple[PeerId, ...], whole: bool, reason: str) -> None:
-        log.info("catching up: %s", reason)
+    async def _catch_up(self, wish: CatchUp) -> None:
+        log.info("catching up: %s", wish.reason)
         others = [heard.status.peer for heard in self._participant.presence.fresh(asyncio.get_running_loop().time())]
-        asked = tuple(dict.fromkeys([*peers, *others]))
+        request = CatchUpRequest(
+            peers=tuple(dict.fromkeys([*wish.peers, *others])),
+            chains=self._chains,
+            beside=self._beside,
+            units=() if self._parts.server.state is None else self._parts.server.state.units,
+            whole=wish.whole,
+            gives_up=wish.gives_up,
+        )
         try:
-            units = () if self._parts.server.state is None else self._parts.server.state.units
-            target = await self._catcher.find(asked, self._chains, whole=whole, units=units)
+            target = await self._catcher.find(request)
         except (NetworkError, RemoteError, StateError) as error:
             log.info("catching up failed: %s", error)
             self.post(CatchUpEnded(str(error)[:400]))
+            return
+        if target.order is None:
+            self.post(CatchUpEnded(target.how, waits=True))
             return
         self._caught_up = (target.how, target.num_bytes, target.seconds)
         if isinstance(target.order, work.AdoptState):

@@ -11,12 +11,14 @@ from peer.fetch import Asker
 from peer.handoff import Handoff
 from peer.network import Network
 from peer.serve import Server
+from swarm.chain import Merge
 from swarm.events import Event
 from swarm.messages import Contribution
+from swarm.round.commits import OpenSealed
 from swarm.round.participant import Participant
 
-CheckBlob = Callable[[Contribution, bytes], None]
-"""Raises RemoteError for a contribution that does not decode."""
+CheckBlob = Callable[[Contribution | Merge, bytes], None]
+"""Raises RemoteError for the blob of a contribution or a merge that does not decode."""
 
 
 @dataclass(frozen=True, slots=True)
@@ -31,5 +33,6 @@ class NodeParts:
     handoff: Handoff
     book: AddressBook
     check_blob: CheckBlob
+    open_sealed: OpenSealed
     record_event: Callable[[float, Event], None]
     lease_windows: int

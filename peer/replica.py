@@ -19,8 +19,9 @@ from swarm import chain as chains
 from swarm import wire
 from swarm.allreduce.codec import bytes_of, vector_from
 from swarm.allreduce.ledger import CutRecord, Ledger, Moved, cut, joined, move_head, withdraw
+from swarm.allreduce.merge import after_merge, encode_merge
 from swarm.allreduce.shared import RunMath, SharedState, after_commit, from_snapshot, snapshot
-from swarm.chain import MAX_AGE_VERSIONS, ChainState
+from swarm.chain import MAX_AGE_VERSIONS, ChainState, Merge, left_behind
 from swarm.digest import Digest
 from swarm.errors import StateError
 from swarm.identity import PeerId
@@ -28,6 +29,7 @@ from swarm.lease import LeaseQueue
 from swarm.messages import Commit, Contribution, StateRecord, open_as, record_digest
 
 KEPT_STATES: Final = 3  # the present version and the two that an undo may go back to
+_BESIDE: Final = "beside"
 KEPT_COMMITS: Final = 16  # for whoever missed a few rounds
 
 
@@ -70,6 +72,7 @@ class Replica:
         self.generations = generations
         self._generation = 0
         self._versions: list[Version] = []  # the present one last
+        self._beside: Version | None = None  # the state that our branch waits to be merged into; lost with the process
         self._ledger: Ledger
         self._digests: dict[int, tuple[Tensor, Digest]] = {}  # tensors that are on disk already, by id
 
@@ -164,15 +167,39 @@ class Replica:
     def apply(self, base: Digest, commits: Sequence[Commit], theta_N: Tensor) -> Moved:
         """HEAD: from `base`, the present head or one we can go back to, through `commits`. Raises StateError for an
         unknown base, InvalidList or MalformedBytes for a commit that cannot be applied; then nothing has changed."""
-        start = self.version_of(base)
-        if start is None:
-            raise StateError(f"head {base} is not among the last {KEPT_STATES} versions")
-        kept = self._versions[: self._versions.index(start) + 1]
+        beside = self._beside
+        if beside is not None and beside.state.chain.head == base:
+            kept, log, start = [beside], tuple(commits), None
+        else:
+            found = self.version_of(base)
+            if found is None:
+                raise StateError(f"head {base} is not among the last {KEPT_STATES} versions")
+            kept = self._versions[: self._versions.index(found) + 1]
+            log, start = (*self._log_until(base), *commits), found.state.chain
         for commit in commits:
-            state = after_commit(self.math, kept[-1].state, commit.commit, self._read_blob)
-            kept.append(self._versioned(state))
-        log = (*self._log_until(base), *commits)
-        return self._move(kept[-KEPT_STATES:], log[-KEPT_COMMITS:], theta_N, start.state.chain)
+            step = after_commit if commit.commit.merge is None else after_merge
+            kept.append(self._versioned(step(self.math, kept[-1].state, commit.commit, self._read_blob)))
+        return self._move(kept[-KEPT_STATES:], log[-KEPT_COMMITS:], theta_N, start)
+
+    def prepare_merge(self, record: StateRecord) -> Merge:
+        """Keeps a snapshot, whose blobs are in the store, beside our state, and encodes our branch for a merge into it;
+        `apply` may start from there. Raises StateError or MalformedBytes."""
+        blobs = [self.store.read(unit.root, check=True) for unit in record.units]
+        beside = Version(from_snapshot(self.math, record, blobs), record)
+        own, other = self.present.state, beside.state
+        blob = encode_merge(self.math, own, other)
+        root = self.store.put(blob)
+        self.store.pin(_BESIDE, {root, *(unit.root for unit in record.units)})
+        self._beside = beside
+        return Merge(
+            left=own.chain.head,
+            tokens=own.chain.tokens,
+            cursor=own.chain.cursor + self.math.lease_windows * len(own.chain.roster),
+            listed=left_behind(own.chain, other.chain),
+            base=other.chain.head,
+            root=root,
+            num_bytes=len(blob),
+        )
 
     def adopt(self, record: StateRecord, theta_N: Tensor, *, keep_progress: bool) -> Moved:
         """HEAD to a snapshot whose blobs are in the store. `keep_progress=False`: our own state was wrong, so the work on
@@ -202,6 +229,8 @@ class Replica:
                 if announced is not None:  # the leases of all the rounds it spans cap its weight
                     self.work.since_version = min(self.work.since_version, announced[0].since_version)
         self._versions, self._ledger, self.log = versions, ledger, log
+        self._beside = None
+        self.store.pin(_BESIDE, ())  # of what the log names, the next generation takes care
         self.next_seq = max(self.next_seq, new.chain.highest_seq(self.author) + 1)
         if not self.work.steps:
             self.work.since_version = new.chain.version

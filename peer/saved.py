@@ -18,6 +18,7 @@ from swarm import wire
 from swarm.digest import Digest
 from swarm.errors import LocalError, MalformedBytes, RemoteError, StateError
 from swarm.messages import Commit, Sealed, StateRecord
+from swarm.round.commits import roots_of
 from swarm.schema import U32, U63, MaxLen, Range, from_value, to_value
 
 KEPT_GENERATIONS: Final = 2
@@ -68,7 +69,7 @@ class SavedState:
         found = {self.theta, self.residual} | ({self.optimizer} if self.optimizer else set())
         found |= {unit.root for state in self.states for unit in state.units}
         found |= {root for cut in self.cuts for root in (cut.delta, cut.before, cut.after)}
-        found |= {entry.root for commit in self.log for entry in commit.commit.entries}
+        found |= {root for commit in self.log for root in roots_of(commit.commit)}
         return found
 
 

@@ -1,6 +1,7 @@
 """What a contributor sees: what was found, each commit as a line, and why nothing seems to happen.
 
 On a terminal the last line is live; in a pipe there are only lines. Text from other peers is stripped before it is shown.
+Nobody who shows something waits for the terminal: a thread prints.
 """
 
 from __future__ import annotations
@@ -11,15 +12,18 @@ import math
 import sys
 import threading
 from pathlib import Path
-from typing import IO, Any
+from typing import IO, Any, Final
 
 from rich.console import Console
 from rich.status import Status
 from rich.text import Text
 
+from peer.printing import Printer
 from swarm import events
 from swarm.errors import StateError
 from swarm.events import Event, event_json
+
+LAST_LINES_S: Final = 1.0  # that the end waits for a terminal to take the last lines
 
 
 def plain(text: str) -> str:
@@ -33,7 +37,8 @@ class Screen:
     def __init__(self, *, quiet: bool, json_events: Path | None) -> None:
         self._console = Console(quiet=quiet, highlight=False, soft_wrap=True)
         self._lock = threading.Lock()
-        self._status: Status | None = None
+        self._status: Status | None = None  # the printer's own, as is all of the console
+        self.printer = Printer(self._say_dropped)
         self._file: IO[str] | None = None
         if json_events is not None:
             try:
@@ -44,22 +49,17 @@ class Screen:
 
     def say(self, line: str, style: str = "") -> None:
         """One line."""
-        self._console.print(Text(plain(line), style=style))
+        self._print(Text(plain(line), style=style))
 
     def fact(self, label: str, value: str) -> None:
         """One line of what was found."""
-        self._console.print(Text.assemble((f"  {label:<12}", "dim"), plain(value)))
+        self._print(Text.assemble((f"  {label:<12}", "dim"), plain(value)))
 
     def live(self, line: str) -> None:
         """The last line of a terminal; nothing in a pipe."""
         if not self._console.is_terminal or self._console.quiet:
             return
-        with self._lock:
-            if self._status is None:
-                self._status = self._console.status(Text(plain(line)), spinner="dots")
-                self._status.start()
-            else:
-                self._status.update(Text(plain(line)))
+        self.printer.put_latest(lambda: self._show_live(Text(plain(line))))
 
     def record(self, at_unix_s: float, event: Event) -> None:
         """An event: to the file always, to the screen when it says something to people."""
@@ -84,15 +84,36 @@ class Screen:
         self.say(f"--json-events: {reason}; no more events are written", style="yellow")
 
     def close(self) -> None:
-        """Takes the live line away and closes the file; what is recorded later goes to the screen alone."""
+        """Takes the live line away and closes the file; what is recorded later goes to the screen alone. A terminal that
+        takes nothing is waited for a moment, not for ever."""
         with self._lock:
-            if self._status is not None:
-                self._status.stop()
-                self._status = None
             if self._file is not None:
                 with contextlib.suppress(OSError):
                     self._file.close()
                 self._file = None
+        self.printer.put(self._end_live)
+        self.printer.drain(LAST_LINES_S)
+
+    # ---------------------------------------------------------------- in the printer's thread
+
+    def _print(self, text: Text) -> None:
+        if not self._console.quiet:
+            self.printer.put(lambda: self._console.print(text))
+
+    def _show_live(self, text: Text) -> None:
+        if self._status is None:
+            self._status = self._console.status(text, spinner="dots")
+            self._status.start()
+        else:
+            self._status.update(text)
+
+    def _end_live(self) -> None:
+        if self._status is not None:
+            self._status.stop()
+            self._status = None
+
+    def _say_dropped(self, count: int) -> None:
+        self._console.print(Text(f"{count} lines were not shown: nobody took them", style="yellow"))
 
 
 def _without_nan(fields: dict[str, Any]) -> dict[str, Any]:
@@ -121,6 +142,10 @@ def describe(event: Event) -> str:
             return f"view {view}: {leader} leads ({reason})"
         case events.Undone(version, depth, reason):
             return f"undid {depth} of our contributions on the way to version {version}: {reason}"
+        case events.Merged(version, _, _, left, tokens_left, tokens_kept):
+            return f"version {version}: branch {left} merged in, {tokens_left} tokens into {tokens_kept}"
+        case events.HeadsBarred(version, heads):
+            return f"version {version} takes the place of {len(heads)} heads whose contributions nobody could get"
         case events.StateDiffered(version, own, others):
             return f"our state at version {version} ({own}) differs from the others' ({others}); syncing again"
         case events.PeerMisbehaved(peer, reason):

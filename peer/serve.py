@@ -36,10 +36,12 @@ from swarm.messages import (
     GetPeers,
     GetState,
     Goodbye,
+    HeadBarred,
     Holding,
     LeaderBrief,
     Log,
     ManifestBytes,
+    MergeOffer,
     NewView,
     Peers,
     PeerStatus,
@@ -62,6 +64,8 @@ _ONE_WAY: Final = (
     CutHint,
     Commit,
     NewView,
+    MergeOffer,
+    HeadBarred,
     Goodbye,
 )  # what may come unasked; an answer that nobody asked for costs its sender the stream
 
@@ -119,7 +123,7 @@ class Server:
     async def handle(self, remote: PeerId, payload: bytes) -> bytes:
         """The answer to one request; raises RemoteError for bytes that cost the sender its stream."""
         author, message = await open_aside(payload, self._run)
-        if author != remote and not isinstance(message, Contribution):
+        if author != remote and not isinstance(message, Contribution | MergeOffer):
             raise BadSignature(f"{remote} passed on a {type(message).__name__} of {author}")
         if isinstance(message, PeerStatus | Contribution) and len(payload) > MAX_SEALED_BYTES:
             raise MalformedBytes(f"a {type(message).__name__} of {len(payload)} bytes exceeds {MAX_SEALED_BYTES}")

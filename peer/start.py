@@ -44,16 +44,18 @@ from peer.stopping import Stopping
 from peer.trainer import Trainer
 from swarm.allreduce.codec import make_codec
 from swarm.allreduce.layout import ModelLayout
+from swarm.allreduce.merge import check_merge_blob
 from swarm.allreduce.probe import run_probe
-from swarm.allreduce.shared import RunMath, check_contribution, genesis_state, record_digest
-from swarm.chain import Entry
+from swarm.allreduce.shared import RunMath, check_contribution, genesis_state
+from swarm.chain import Entry, Merge
 from swarm.config import RunConfig
 from swarm.digest import Digest
 from swarm.errors import BarnraiseError, DataError, StateError
 from swarm.events import PeerStarted
 from swarm.identity import Keypair
 from swarm.invite import Invite
-from swarm.messages import Contribution, seal_message
+from swarm.messages import Contribution, record_digest, seal_message
+from swarm.round.commits import Seals
 from swarm.round.own import Self
 from swarm.round.participant import Participant
 
@@ -295,21 +297,17 @@ class Peer:
         server.state, server.log = replica.present.record, replica.log
         server.checkpoints = {kept.record.version: kept for kept in checkpoints.load(store)}
 
-        def open_contribution(sealed: bytes) -> Contribution:
-            from swarm.messages import open_as
-
-            contribution: Contribution = open_as(Contribution, sealed, run=entrance.run)
-            return contribution
-
+        seals = Seals.of(asker.keypair, entrance.run)
         present = replica.present
-        participant = Participant(
-            me, config, present.state.chain, record_digest(present.record), open_contribution, replica.view
-        )
+        participant = Participant(me, config, present.state.chain, record_digest(present.record), seals, replica.view)
         for seq in replica.pending:
             participant.restore(*replica.contributions[seq])
 
-        def check_blob(contribution: Contribution, blob: bytes) -> None:
-            check_contribution(replica.math, _as_entry(contribution), blob)
+        def check_blob(contribution: Contribution | Merge, blob: bytes) -> None:
+            if isinstance(contribution, Merge):
+                check_merge_blob(replica.math, blob)
+            else:
+                check_contribution(replica.math, _as_entry(contribution), blob)
 
         parts = NodeParts(
             participant=participant,
@@ -320,6 +318,7 @@ class Peer:
             handoff=self._handoff,
             book=AddressBook(entrance.home.book),
             check_blob=check_blob,
+            open_sealed=seals.open_sealed,
             record_event=self._screen.record,
             lease_windows=config.lease_windows,
         )

@@ -22,6 +22,7 @@ from peer.data.windows import Windows
 from peer.handoff import (
     AdoptState,
     ApplyCommits,
+    BranchEncoded,
     CutNow,
     Evaluation,
     Handoff,
@@ -29,6 +30,7 @@ from peer.handoff import (
     MoveFailed,
     OpenRound,
     Order,
+    PrepareMerge,
     Progress,
     SetView,
     StepDropped,
@@ -44,7 +46,7 @@ from swarm.config import RunConfig
 from swarm.errors import LocalError, RemoteError, StateError
 from swarm.identity import PeerId
 from swarm.lease import leases
-from swarm.messages import Contribution, TimeSplit
+from swarm.messages import Contribution, StateRecord, TimeSplit
 from swarm.round.facts import CutDone
 
 IDLE_WAIT_S: Final = 0.2  # how long the trainer sleeps at most when there is nothing to do
@@ -142,6 +144,8 @@ class Trainer:
                 self._replica.view = view
             case ApplyCommits(base, commits, caught_up):
                 self._move(lambda theta_N: self._replica.apply(base, commits, theta_N), caught_up)
+            case PrepareMerge(record):
+                self._prepare_merge(record)
             case AdoptState(record, keep):
                 self._move(lambda theta_N: self._replica.adopt(record, theta_N, keep_progress=keep), True)
             case Stop():
@@ -254,7 +258,7 @@ class Trainer:
         self._handoff.report(
             Moved(
                 record=self._replica.present.record,
-                heads=self._replica.heads,
+                chains=self._replica.chains,
                 log=self._replica.log,
                 still_pending=self._replica.pending,
                 undone=len(moved.undone),
@@ -265,6 +269,14 @@ class Trainer:
         self._reach_version()
         self._report()
         self._clocks = _Clocks(TimeSplit(), self._clocks.cut_at_s)
+
+    def _prepare_merge(self, record: StateRecord) -> None:
+        try:
+            merge = self._replica.prepare_merge(record)
+        except (RemoteError, StateError) as error:
+            self._handoff.report(MoveFailed(str(error)))
+            return
+        self._handoff.report(BranchEncoded(merge, record.chain))
 
     def _reach_version(self) -> None:
         """What a version brings besides training: its evaluation, and its checkpoint."""

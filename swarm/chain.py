@@ -6,11 +6,13 @@ roster. `apply` is the only way from one head to the next, and equal heads have 
     head_0 = H("genesis", run, digest of version 0)      head' = H("head", head, canonical(list))
 
 The list carries no term, leader, time or signature: a take-over that issues the same list again yields the same head.
+A list either names contributions, or merges a branch that was left.
 """
 
 from __future__ import annotations
 
 from bisect import bisect_left
+from collections.abc import Iterable
 from dataclasses import dataclass, replace
 from typing import Annotated, Final
 
@@ -24,6 +26,7 @@ MAX_ROSTER: Final = 4096  # members of one run; a list of all of them stays unde
 MAX_ENTRIES: Final = 1024  # contributions of one commit
 MAX_HOLES: Final = 32  # unlisted numbers remembered below a peer's highest; older ones can never be listed
 MAX_BARRED: Final = 64  # heads that lost their blobs; the newest are remembered
+MAX_RECENT: Final = 8  # heads before the present one that a chain remembers: a merge may start from them
 MAX_AGE_VERSIONS: Final = 2  # a contribution may be listed so many versions after the one it was cut at
 
 
@@ -45,20 +48,6 @@ class Entry:
     steps: U32
 
 
-@dataclass(frozen=True, slots=True)
-class CommitList:
-    """What one commit binds: contributions in the order they are summed, and the peers it admits to the roster."""
-
-    entries: Annotated[tuple[Entry, ...], MaxLen(MAX_ENTRIES)]  # sorted by (author, seq)
-    admitted: Annotated[tuple[PeerId, ...], MaxLen(MAX_ROSTER)]  # sorted, no authors of entries
-    barred: Annotated[tuple[Digest, ...], MaxLen(MAX_BARRED)] = ()  # heads that rank below everything
-    minority: bool = False  # issued without a majority of the roster
-
-    @property
-    def tokens(self) -> int:
-        return sum(entry.tokens for entry in self.entries)
-
-
 @dataclass(frozen=True, order=True, slots=True)
 class ListedNumbers:
     """The sequence numbers of one author that a chain lists: all up to `highest` but the holes."""
@@ -66,16 +55,63 @@ class ListedNumbers:
     author: PeerId
     highest: U63
     holes: Annotated[tuple[U63, ...], MaxLen(MAX_HOLES)] = ()  # ascending, each below `highest`
+    tokens: U63 = 0  # of all that is listed
 
     def __contains__(self, seq: int) -> bool:
         return seq <= self.highest and seq not in self.holes
 
-    def including(self, seq: int) -> ListedNumbers:
+    def including(self, seq: int, tokens: int) -> ListedNumbers:
         """The same with `seq` listed; of more than MAX_HOLES holes the oldest count as listed from then on."""
+        more = self.tokens + tokens
         if seq <= self.highest:
-            return replace(self, holes=tuple(hole for hole in self.holes if hole != seq))
+            return replace(self, holes=tuple(hole for hole in self.holes if hole != seq), tokens=more)
         skipped = range(max(self.highest + 1, seq - MAX_HOLES), seq)
-        return replace(self, highest=seq, holes=(*self.holes, *skipped)[-MAX_HOLES:])
+        return ListedNumbers(self.author, seq, (*self.holes, *skipped)[-MAX_HOLES:], more)
+
+    def covers(self, other: ListedNumbers) -> bool:
+        """Whether every number that `other` lists is listed here."""
+        return other.highest <= self.highest and all(
+            hole in other.holes for hole in self.holes if hole <= other.highest
+        )
+
+    def united_with(self, other: ListedNumbers) -> ListedNumbers:
+        """What either lists. Where each has a number that the other lacks, the tokens of the one with more are kept: which
+        tokens were in which number is not remembered, and none may count twice."""
+        high, low = (self, other) if self.highest >= other.highest else (other, self)
+        holes = tuple(hole for hole in high.holes if hole not in low)
+        if self.covers(other) or other.covers(self):
+            tokens = self.tokens if self.covers(other) else other.tokens
+        else:
+            tokens = max(self.tokens, other.tokens)
+        return ListedNumbers(self.author, high.highest, holes, tokens)
+
+
+@dataclass(frozen=True, slots=True)
+class Merge:
+    """A branch that was left for this chain: its anchor is averaged into ours, its numbers count as listed."""
+
+    left: Digest  # the head of the branch that was left
+    tokens: U63  # of the left chain, since genesis
+    cursor: U63  # the first sample slot behind the leases of the left head
+    listed: Annotated[tuple[ListedNumbers, ...], MaxLen(MAX_ROSTER)]  # of the left chain, where ours lacks any; sorted
+    base: Digest  # a head of this chain, now or lately
+    root: Digest  # of the blob: the left anchor minus the one at `base`
+    num_bytes: U63
+
+
+@dataclass(frozen=True, slots=True)
+class CommitList:
+    """What one commit binds: contributions in the order they are summed, or a merge; and who is admitted to the roster."""
+
+    entries: Annotated[tuple[Entry, ...], MaxLen(MAX_ENTRIES)]  # sorted by (author, seq); none in a merge
+    admitted: Annotated[tuple[PeerId, ...], MaxLen(MAX_ROSTER)]  # sorted, no authors of entries
+    barred: Annotated[tuple[Digest, ...], MaxLen(MAX_BARRED)] = ()  # heads that rank below everything
+    minority: bool = False  # issued without a majority of the roster
+    merge: Merge | None = None
+
+    @property
+    def tokens(self) -> int:
+        return sum(entry.tokens for entry in self.entries)
 
 
 @dataclass(frozen=True, slots=True)
@@ -90,6 +126,7 @@ class ChainState:
     roster: Annotated[tuple[PeerId, ...], MaxLen(MAX_ROSTER)]  # sorted; empty only at genesis
     entries: U32  # contributions in the last commit; 0 at genesis
     barred: Annotated[tuple[Digest, ...], MaxLen(MAX_BARRED)] = ()
+    recent: Annotated[tuple[Digest, ...], MaxLen(MAX_RECENT)] = ()  # the heads before this one, newest first
 
     @property
     def key(self) -> tuple[int, int, bytes]:
@@ -104,6 +141,17 @@ class ChainState:
         """The highest number listed for that author; 0 when there is none."""
         numbers = self._numbers_of(author)
         return 0 if numbers is None else numbers.highest
+
+    def covers(self, listed: Iterable[ListedNumbers]) -> bool:
+        """Whether every one of these numbers is listed here."""
+        pairs = ((self._numbers_of(numbers.author), numbers) for numbers in listed)
+        return all(own is not None and own.covers(numbers) for own, numbers in pairs)
+
+    def ranks_above(self, other: ChainState) -> bool:
+        """Whether this head takes the place of the other: it bars it, or has the larger key and is not barred there."""
+        if other.head in self.barred:
+            return True
+        return self.key > other.key and self.head not in other.barred
 
     def _numbers_of(self, author: PeerId) -> ListedNumbers | None:
         place = bisect_left(self.listed, author, key=lambda numbers: numbers.author)
@@ -127,7 +175,11 @@ def head_after(head: Digest, commit: CommitList) -> Digest:
 
 def check_list(state: ChainState, commit: CommitList) -> None:
     """Returns if `commit` may follow `state`; raises InvalidList naming the rule it breaks."""
-    if not commit.entries:
+    if commit.merge is not None:
+        check_merge(state, commit.merge)
+        if commit.entries or not commit.admitted:
+            raise InvalidList("a merge with contributions, or without anybody who stays")
+    elif not commit.entries:
         raise InvalidList("a commit without contributions")
     order = [(entry.author, entry.seq) for entry in commit.entries]
     if order != sorted(set(order)):
@@ -154,6 +206,54 @@ def _check_size(state: ChainState, commit: CommitList, authors: set[PeerId]) -> 
         raise InvalidList(f"{state.tokens + commit.tokens} tokens on one chain, less than {1 << 63} are allowed")
 
 
+def check_merge(state: ChainState, merge: Merge) -> None:
+    """Returns if `merge` may follow `state`; raises InvalidList naming the rule it breaks. A branch whose numbers are all
+    listed brings nothing: so none is merged twice, and of one that grew since only what is new counts."""
+    ours = (state.head, *state.recent)
+    if merge.base not in ours or merge.left in ours or merge.left in state.barred:
+        raise InvalidList(f"a merge of {merge.left} into {merge.base}, which are not a branch and a head of ours")
+    authors = [numbers.author for numbers in merge.listed]
+    if authors != sorted(set(authors)):
+        raise InvalidList("the authors of a merge are not sorted, or one is there twice")
+    for numbers in merge.listed:
+        if list(numbers.holes) != sorted(set(numbers.holes)) or any(
+            not 0 < hole < numbers.highest for hole in numbers.holes
+        ):
+            raise InvalidList(f"the numbers of {numbers.author} in a merge have holes out of order or out of range")
+    if sum(numbers.tokens for numbers in merge.listed) > merge.tokens or merge.tokens > state.tokens:
+        raise InvalidList(
+            f"a merge of a branch of {merge.tokens} tokens into one of {state.tokens}: the larger one stays"
+        )
+    united = _united(state.listed, merge.listed)
+    if len(united) > MAX_ROSTER:
+        raise InvalidList(f"{len(united)} authors on one chain, at most {MAX_ROSTER} are allowed")
+    if _tokens(united) <= state.tokens:
+        raise InvalidList(f"a merge of {merge.left}, whose numbers are all listed here")
+
+
+def merge_weight(state: ChainState, merge: Merge) -> tuple[int, int]:
+    """(tokens that only the left branch lists, tokens that only `state` lists): the weights of the two anchors."""
+    in_all = _tokens(_united(state.listed, merge.listed))
+    return in_all - state.tokens, max(0, in_all - merge.tokens)
+
+
+def left_behind(own: ChainState, other: ChainState) -> tuple[ListedNumbers, ...]:
+    """What `own` lists and `other` lacks, by author; empty when nothing would be left behind."""
+    return tuple(numbers for numbers in own.listed if not other.covers((numbers,)))
+
+
+def _united(ours: tuple[ListedNumbers, ...], theirs: tuple[ListedNumbers, ...]) -> tuple[ListedNumbers, ...]:
+    by_author = {numbers.author: numbers for numbers in ours}
+    for numbers in theirs:
+        own = by_author.get(numbers.author)
+        by_author[numbers.author] = numbers if own is None else own.united_with(numbers)
+    return tuple(by_author[author] for author in sorted(by_author))
+
+
+def _tokens(listed: tuple[ListedNumbers, ...]) -> int:
+    return sum(numbers.tokens for numbers in listed)
+
+
 def apply(state: ChainState, commit: CommitList, lease_windows: int) -> ChainState:
     """The chain state behind `commit`. Raises InvalidList.
 
@@ -161,19 +261,27 @@ def apply(state: ChainState, commit: CommitList, lease_windows: int) -> ChainSta
     and those admitted.
     """
     check_list(state, commit)
-    listed = {numbers.author: numbers for numbers in state.listed}
-    for entry in commit.entries:
-        listed[entry.author] = listed.get(entry.author, ListedNumbers(entry.author, 0)).including(entry.seq)
     roster = tuple(sorted({entry.author for entry in commit.entries} | set(commit.admitted)))
+    cursor = state.cursor + lease_windows * len(state.roster or roster)
+    if commit.merge is not None:
+        listed = _united(state.listed, commit.merge.listed)
+        cursor = max(cursor, commit.merge.cursor)
+    else:
+        by_author = {numbers.author: numbers for numbers in state.listed}
+        for entry in commit.entries:
+            known = by_author.get(entry.author) or ListedNumbers(entry.author, 0)
+            by_author[entry.author] = known.including(entry.seq, entry.tokens)
+        listed = tuple(by_author[author] for author in sorted(by_author))
     return ChainState(
         head=head_after(state.head, commit),
         version=state.version + 1,
-        tokens=state.tokens + commit.tokens,
-        cursor=state.cursor + lease_windows * len(state.roster or roster),
-        listed=tuple(listed[author] for author in sorted(listed)),
+        tokens=_tokens(listed),
+        cursor=cursor,
+        listed=listed,
         roster=roster,
-        entries=len(commit.entries),
+        entries=len(commit.entries) or state.entries,
         barred=(*state.barred, *commit.barred)[-MAX_BARRED:],
+        recent=(state.head, *state.recent)[:MAX_RECENT],
     )
 
 

@@ -6,6 +6,8 @@ empty answer; a request is answered by one reply, or by `Refused` with a reason.
     member -> leader      PeerStatus (the heartbeat), Holding, Contribution, Goodbye
     leader -> member      LeaderBrief, RoundOpened (genesis only), CutHint, Commit, NewView
     member -> member      Contribution
+    who left a branch -> those on the better one      MergeOffer
+    anyone -> who stands at a barred head             HeadBarred
     anyone -> a peer      GetPeers, GetManifest, GetBlob, GetChunk, GetLog, GetState, GetCheckpoint, GetEvents
 """
 
@@ -15,8 +17,9 @@ from dataclasses import dataclass
 from enum import StrEnum
 from typing import Annotated, Any, Final
 
-from swarm.chain import MAX_ENTRIES, MAX_ROSTER, ChainState, CommitList
-from swarm.digest import Digest
+from swarm import wire
+from swarm.chain import MAX_ENTRIES, MAX_ROSTER, ChainState, CommitList, Merge
+from swarm.digest import Digest, digest_of
 from swarm.envelope import Envelope, open_envelope, seal
 from swarm.errors import BadSignature, MalformedBytes
 from swarm.identity import Keypair, PeerId
@@ -28,6 +31,7 @@ MAX_HELD: Final = 256  # blobs of the last versions that a status names
 MAX_LEAVES: Final = 30_000  # chunk digests in one frame: a blob of 29 GiB
 MAX_PEERS_PAGE: Final = 64
 MAX_LOG_COMMITS: Final = 16
+MAX_LOST: Final = 4  # heads that a status says are out of reach
 MAX_EVENTS_PAGE: Final = 256
 MAX_UNITS: Final = 1024
 
@@ -73,6 +77,8 @@ class TimeSplit:
     exchange_s: Rate = 0.0
     apply_s: Rate = 0.0
     wait_s: Rate = 0.0
+    upload_s: Rate = 0.0  # in which blobs were sent; of the seconds above, not beside them
+    download_s: Rate = 0.0  # in which blobs were received
 
 
 @dataclass(frozen=True, slots=True)
@@ -106,6 +112,7 @@ class PeerStatus:
     pending: Sealed | None  # its sealed Contribution
     holding: Annotated[tuple[Digest, ...], MaxLen(MAX_HELD)]  # roots of contributions it holds whole
     time: TimeSplit
+    lost: Annotated[tuple[Digest, ...], MaxLen(MAX_LOST)] = ()  # heads whose blobs nobody gave it
 
 
 @dataclass(frozen=True, slots=True)
@@ -161,8 +168,24 @@ class Commit:
     parent: Digest
     commit: CommitList
     announcements: Annotated[tuple[Sealed, ...], MaxLen(MAX_ENTRIES)]
-    holders: Annotated[tuple[Holders, ...], MaxLen(MAX_ENTRIES)]
+    holders: Annotated[tuple[Holders, ...], MaxLen(MAX_ENTRIES)]  # of a merge: one, of its blob
     reason: Line
+    evidence: Annotated[tuple[Sealed, ...], MaxLen(MAX_ROSTER)] = ()  # statuses that report the barred heads lost
+
+
+@dataclass(frozen=True, slots=True)
+class MergeOffer:
+    """The author stands on a branch that ranks below: its anchor is there to be averaged in."""
+
+    author: PeerId
+    merge: Merge
+
+
+@dataclass(frozen=True, slots=True)
+class HeadBarred:
+    """The receiver's head is barred on the sender's chain: a majority could not get its blobs."""
+
+    head: Digest
 
 
 @dataclass(frozen=True, slots=True)
@@ -280,6 +303,11 @@ class StateRecord:
     units: Annotated[tuple[UnitState, ...], MaxLen(MAX_UNITS)]
 
 
+def record_digest(record: StateRecord) -> Digest:
+    """The state digest: it covers parameters, outer state, tokens, cursor, listed numbers and roster."""
+    return digest_of("state", wire.encode(to_value(record)))
+
+
 @dataclass(frozen=True, slots=True)
 class GetCheckpoint:
     """Asks for the record of a kept checkpoint; None: the newest."""
@@ -343,6 +371,8 @@ PURPOSES: Final[dict[str, type[Any]]] = {
     "holding": Holding,
     "commit": Commit,
     "view": NewView,
+    "merge": MergeOffer,
+    "barred": HeadBarred,
     "goodbye": Goodbye,
     "refused": Refused,
     "get-peers": GetPeers,

@@ -13,17 +13,16 @@ import numpy as np
 import torch
 from torch import Tensor
 
-from swarm import chain, wire
+from swarm import chain
 from swarm.allreduce.codec import Codec, bytes_of, read_contribution, vector_from
 from swarm.allreduce.layout import ModelLayout
 from swarm.allreduce.mean import weighted_mean
 from swarm.allreduce.outer import NUM_BUFFERS, NUM_SCALARS, OuterState, initial_outer_state, next_scalars, outer_step
 from swarm.chain import ChainState, CommitList, Entry
 from swarm.config import OuterConfig, RunConfig
-from swarm.digest import Digest, blob_digest, digest_of
+from swarm.digest import Digest, blob_digest
 from swarm.errors import MalformedBytes
 from swarm.messages import StateRecord, UnitState
-from swarm.schema import to_value
 
 MAX_MAGNITUDE: Final = 2.0**40  # of a contribution's values; times 2^63 tokens, or squared, it is far from fp32's 2^128
 
@@ -120,11 +119,6 @@ def unit_bytes(math: RunMath, state: SharedState, unit: int) -> bytes:
     place = math.layout.slice_of(unit)
     vectors = [state.anchor_N[place], *(one[place] for one in state.outer.buffers)]
     return b"".join([*map(bytes_of, vectors), np.asarray(state.outer.scalars, dtype="<f8").tobytes()])
-
-
-def record_digest(record: StateRecord) -> Digest:
-    """The state digest: it covers parameters, outer state, tokens, cursor, listed numbers and roster."""
-    return digest_of("state", wire.encode(to_value(record)))
 
 
 def snapshot(math: RunMath, state: SharedState) -> tuple[StateRecord, tuple[bytes, ...]]:

@@ -4,10 +4,19 @@ from __future__ import annotations
 
 from dataclasses import dataclass
 
-from swarm.chain import ChainState, CommitList, Entry, is_majority
+from swarm.chain import ChainState, CommitList, Entry, Merge, is_majority
+from swarm.digest import Digest
 from swarm.identity import PeerId
 from swarm.messages import Contribution
 from swarm.round.docket import Waiting
+
+
+@dataclass(frozen=True, slots=True)
+class LostHead:
+    """A head whose blobs these members could not get, each in its own signed words."""
+
+    head: Digest
+    reports: tuple[tuple[PeerId, bytes], ...]
 
 
 @dataclass(frozen=True, slots=True)
@@ -26,6 +35,7 @@ class RoundView:
     since_majority_s: float  # since a majority of `members` was live
     is_followed: bool  # a majority of `members` has said that it is at this head in our view
     lease_tokens: int  # of one member and round
+    lost: tuple[LostHead, ...] = ()  # reported by us, at this head
 
 
 @dataclass(frozen=True, slots=True)
@@ -74,9 +84,30 @@ def choose_list(view: RoundView, deadlines: Deadlines) -> tuple[CommitList | Non
     else:
         return None, f"waits for {_names(missing)} ({len(authors)} of {len(view.awaited)} contributions held)"
     admitted = tuple(peer for peer in view.present if peer not in authors)
+    return CommitList(entries, admitted, choose_barred(view), _is_minority(view)), reason
+
+
+def choose_barred(view: RoundView) -> tuple[Digest, ...]:
+    """Heads that a majority of the roster could not reach: what comes next is listed instead of them."""
+    roster = view.chain.roster
+    return tuple(
+        lost.head
+        for lost in view.lost
+        if is_majority(len({peer for peer, _ in lost.reports} & set(roster)), len(roster))
+    )
+
+
+def choose_merge(merge: Merge, view: RoundView, deadlines: Deadlines) -> CommitList | None:
+    """The commit that averages another branch in, or None while no majority follows."""
+    isolated = view.since_majority_s >= deadlines.isolation_s
+    if not (view.is_followed or isolated):
+        return None
+    return CommitList((), view.present, choose_barred(view), _is_minority(view), merge)
+
+
+def _is_minority(view: RoundView) -> bool:
     roster = view.chain.roster or view.members
-    minority = not is_majority(len(set(view.awaited) & set(roster)), len(roster))
-    return CommitList(entries=entries, admitted=admitted, minority=minority), reason
+    return not is_majority(len(set(view.awaited) & set(roster)), len(roster))
 
 
 def _held(one: Waiting, members: tuple[PeerId, ...]) -> bool:

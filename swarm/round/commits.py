@@ -5,18 +5,22 @@ from __future__ import annotations
 
 from collections.abc import Callable
 from dataclasses import dataclass
+from typing import TypeVar
 
 from swarm import chain as chains
-from swarm.chain import ChainState, Entry, leader_of
+from swarm.chain import ChainState, CommitList, Entry, is_majority, leader_of
+from swarm.digest import Digest
 from swarm.errors import RemoteError
-from swarm.events import RoundCommitted
-from swarm.identity import PeerId
-from swarm.messages import Commit, Contribution
+from swarm.events import Event, Merged, RoundCommitted
+from swarm.identity import Keypair, PeerId
+from swarm.messages import Commit, Contribution, PeerStatus, open_message, seal_message
 from swarm.round.docket import may_be_listed
 from swarm.round.facts import HeadReached
 
-OpenContribution = Callable[[bytes], Contribution]
-"""Opens and verifies a sealed contribution; raises RemoteError."""
+_Kind = TypeVar("_Kind")
+
+OpenSealed = Callable[[bytes], object]
+"""The message in signed bytes of this run, verified; raises RemoteError."""
 
 
 @dataclass(frozen=True, slots=True)
@@ -28,17 +32,78 @@ class Listed:
     holders: tuple[PeerId, ...]
 
 
-def check_commit(chain: ChainState, commit: Commit, open_contribution: OpenContribution) -> tuple[Listed, ...]:
-    """What a commit on `chain` lists, in its order; raises RemoteError naming the rule that it breaks."""
+@dataclass(frozen=True, slots=True)
+class Seals:
+    """Signing and verifying as pure functions: the same message has the same signature."""
+
+    open_sealed: OpenSealed
+    seal: Callable[[object], bytes]
+
+    @classmethod
+    def of(cls, keypair: Keypair, run: Digest) -> Seals:
+        return cls(lambda raw: open_message(raw, run=run)[1], lambda message: seal_message(keypair, run, message))
+
+
+def open_as(kind: type[_Kind], raw: bytes, open_sealed: OpenSealed) -> _Kind:
+    """The message of that kind in signed bytes; raises RemoteError."""
+    message = open_sealed(raw)
+    if not isinstance(message, kind):
+        raise RemoteError(f"a {kind.__name__} is due, not a {type(message).__name__}")
+    return message
+
+
+def check_commit(chain: ChainState, commit: Commit, open_sealed: OpenSealed) -> tuple[Listed, ...]:
+    """The contributions that a commit on `chain` lists, in its order; raises RemoteError naming the rule that it breaks."""
     if commit.parent != chain.head:
         raise RemoteError(f"its parent {commit.parent} is not {chain.head}")
     chains.check_list(chain, commit.commit)
+    _check_evidence(chain, commit, open_sealed)
     entries = commit.commit.entries
+    if commit.commit.merge is not None:
+        if commit.announcements or len(commit.holders) != 1:
+            raise RemoteError("a merge names who holds its blob, and announces nothing else")
+        return ()
     if not len(entries) == len(commit.announcements) == len(commit.holders):
         raise RemoteError("entries, announcements and holders of a commit are not as many")
     return tuple(
-        Listed(_announced(entry, open_contribution(sealed), chain), sealed, holders.peers)
+        Listed(_announced(entry, open_as(Contribution, sealed, open_sealed), chain), sealed, holders.peers)
         for entry, sealed, holders in zip(entries, commit.announcements, commit.holders, strict=True)
+    )
+
+
+def roots_of(commit: CommitList) -> tuple[Digest, ...]:
+    """The blobs that are needed to move by this commit."""
+    merge = () if commit.merge is None else (commit.merge.root,)
+    return (*(entry.root for entry in commit.entries), *merge)
+
+
+def _check_evidence(chain: ChainState, commit: Commit, open_sealed: OpenSealed) -> None:
+    """A head is barred by a majority alone: of the roster, each in its own words, at the parent. Whoever stands at a barred
+    head leaves it although it ranks higher, so one peer's word must not do."""
+    for head in commit.commit.barred:
+        witnesses = set()
+        for sealed in commit.evidence:
+            status = open_as(PeerStatus, sealed, open_sealed)
+            if status.head == chain.head and head in status.lost:
+                witnesses.add(status.peer)
+        if not is_majority(len(witnesses & set(chain.roster)), len(chain.roster)):
+            raise RemoteError(f"head {head} is barred by {len(witnesses)} peers, which is no majority")
+
+
+def moved_by(commit: Commit, old: ChainState, reached: HeadReached, duration_s: float) -> Event:
+    """The event of a move from `old` by this commit."""
+    merge = commit.commit.merge
+    if merge is None:
+        return committed(commit, old, reached, duration_s)
+    left, kept = chains.merge_weight(old, merge)
+    return Merged(
+        version=reached.chain.version,
+        head=reached.chain.head,
+        state_digest=reached.state_digest,
+        left=merge.left,
+        tokens_left=left,
+        tokens_kept=kept,
+        tokens_in_all=reached.chain.tokens,
     )
 
 

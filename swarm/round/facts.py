@@ -9,7 +9,7 @@ from __future__ import annotations
 from dataclasses import dataclass, field
 from typing import Any
 
-from swarm.chain import ChainState
+from swarm.chain import ChainState, Merge
 from swarm.digest import Digest
 from swarm.events import Event
 from swarm.identity import PeerId
@@ -92,10 +92,20 @@ class HeadReached:
 
 
 @dataclass(frozen=True, slots=True)
+class MergePrepared:
+    """Our branch is deep and ranks below: its anchor is encoded and here to be fetched, to be averaged in by a commit on
+    the better one, whose state is here too."""
+
+    merge: Merge
+
+
+@dataclass(frozen=True, slots=True)
 class CatchUpEnded:
     """Catching up ended without a new head; the reason says why."""
 
     reason: str
+    waits: bool = False  # for a commit that merges our branch; nothing went wrong
+    is_own: bool = False  # the fault is ours, the disk's say: nobody else is to be doubted for it
 
 
 @dataclass(frozen=True, slots=True)
@@ -103,7 +113,18 @@ class Tick:
     """Time has passed."""
 
 
-Fact = Received | Unreached | Measured | CutDone | BlobStored | BlobFailed | HeadReached | CatchUpEnded | Tick
+Fact = (
+    Received
+    | Unreached
+    | Measured
+    | CutDone
+    | BlobStored
+    | BlobFailed
+    | HeadReached
+    | MergePrepared
+    | CatchUpEnded
+    | Tick
+)
 
 
 @dataclass(frozen=True, slots=True)
@@ -124,9 +145,9 @@ class RequestCut:
 
 @dataclass(frozen=True, slots=True)
 class Fetch:
-    """Fetch a contribution's blob from any of these holders; ends in BlobStored or BlobFailed."""
+    """Fetch the blob of a contribution or merge from any of these holders; ends in BlobStored or BlobFailed."""
 
-    contribution: Contribution
+    contribution: Contribution | Merge
     holders: tuple[PeerId, ...]
 
 
@@ -139,11 +160,13 @@ class MoveTo:
 
 @dataclass(frozen=True, slots=True)
 class CatchUp:
-    """Come to the state of one of these peers, by the log or a snapshot; ends in HeadReached or CatchUpEnded."""
+    """Come to the state of one of these peers, by the log or a snapshot, or prepare the merge of a deep branch with it; ends
+    in HeadReached, MergePrepared or CatchUpEnded."""
 
     peers: tuple[PeerId, ...]
     whole: bool  # take a snapshot even where the log would do: our state differs
     reason: str
+    gives_up: bool = False  # leave our branch for good, merged or not
 
 
 @dataclass(frozen=True, slots=True)

@@ -5,15 +5,18 @@ Lives inside `Participant` of whoever is the rightful leader of its view, and is
 
 from __future__ import annotations
 
-from collections.abc import Iterator
+from collections.abc import Callable, Iterable, Iterator
 from dataclasses import dataclass
 from typing import Final
 
+from swarm.chain import ChainState, CommitList
 from swarm.digest import Digest
 from swarm.identity import PeerId
 from swarm.messages import Commit, CutHint, Holders, LeaderBrief, PeerStatus, RoundOpened
-from swarm.round.choose import Deadlines, RoundView, choose_hint, choose_list
+from swarm.round.choose import Deadlines, LostHead, RoundView, choose_hint, choose_list, choose_merge
 from swarm.round.docket import Docket
+from swarm.round.merges import Offered
+from swarm.round.roll import Heard
 from swarm.round.turn import Turn
 
 OPENING_HEARTBEATS: Final = 3  # without a roster a leader waits so long for others who start at the same time
@@ -31,6 +34,7 @@ class Leading:
     hinted_s: float | None = None
     issued: Commit | None = None
     reason: str = "the round has just begun"
+    has_skipped: bool = False
 
     def hint(self, round_view: RoundView, deadlines: Deadlines, now_s: float) -> CutHint | None:
         """A cut hint to send now, at most once."""
@@ -53,10 +57,30 @@ class Leading:
             parent=self.head,
             commit=chosen,
             announcements=tuple(one.sealed for one in listed if one is not None),
-            holders=tuple(Holders(tuple(sorted(one.holders))[:_MAX_HOLDERS_NAMED]) for one in listed if one),
+            holders=tuple(_holders(one.holders) for one in listed if one),
             reason=self.reason,
+            evidence=_evidence(chosen, round_view),
         )
         return self.issued
+
+    def merge(self, offered: Offered, round_view: RoundView, deadlines: Deadlines) -> Commit | None:
+        """The commit that averages a branch in, whose blob we hold; at most one commit is issued."""
+        chosen = None if self.issued is not None else choose_merge(offered.merge, round_view, deadlines)
+        if chosen is None:
+            return None
+        self.reason = f"merges the branch {offered.merge.left} of {offered.merge.tokens} tokens"
+        holders = _holders({*offered.holders, round_view.me})
+        evidence = _evidence(chosen, round_view)
+        self.issued = Commit(self.view, self.head, chosen, (), (holders,), self.reason, evidence)
+        return self.issued
+
+    def skips(self, round_view: RoundView, deadlines: Deadlines) -> bool:
+        """Whether the round's time is over without a commit; said once."""
+        over = round_view.since_hint_s is not None and round_view.since_hint_s >= deadlines.exchange_s
+        if self.has_skipped or self.issued is not None or not over:
+            return False
+        self.has_skipped = True
+        return True
 
     def opens(self, here: tuple[PeerId, ...], min_peers: int, heartbeat_s: float, now_s: float) -> bool:
         """Without a roster: whether those here start now; otherwise `reason` says what is missing."""
@@ -78,6 +102,30 @@ class Leading:
         for one in docket.waiting():
             if one.contribution.root not in status.holding:
                 yield one.contribution, one.sealed
+
+
+def lost_by(
+    chain: ChainState, fresh: Iterable[Heard], own: tuple[Digest, ...], own_report: Callable[[], tuple[PeerId, bytes]]
+) -> tuple[LostHead, ...]:
+    """The heads that we could not reach, and who of those at our head says the same of them."""
+    wanted = [head for head in own if head not in chain.barred and head != chain.head]
+    if not wanted:
+        return ()
+    reports = [(one.status.peer, one.sealed, one.status.lost) for one in fresh if one.status.head == chain.head]
+    mine = own_report()
+    return tuple(
+        LostHead(head, (mine, *((peer, sealed) for peer, sealed, lost in reports if head in lost))) for head in wanted
+    )
+
+
+def _holders(peers: Iterable[PeerId]) -> Holders:
+    return Holders(tuple(sorted(peers))[:_MAX_HOLDERS_NAMED])
+
+
+def _evidence(chosen: CommitList, round_view: RoundView) -> tuple[bytes, ...]:
+    """The statuses that say that the barred heads are lost."""
+    said = [lost.reports for lost in round_view.lost if lost.head in chosen.barred]
+    return tuple(dict.fromkeys(sealed for reports in said for _, sealed in reports))
 
 
 def brief(turn: Turn, state_digest: Digest, leading: Leading | None) -> Iterator[object]:

@@ -76,6 +76,7 @@ class Standing:
     waits_for: str
     pending: bytes | None
     holding: tuple[Digest, ...]
+    lost: tuple[Digest, ...]
 
 
 def make_status(me: Self, beat: int, standing: Standing, figures: Figures) -> PeerStatus:
@@ -108,4 +109,5 @@ def make_status(me: Self, beat: int, standing: Standing, figures: Figures) -> Pe
         pending=standing.pending,
         holding=standing.holding,
         time=figures.time,
+        lost=standing.lost,
     )

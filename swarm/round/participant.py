@@ -5,7 +5,7 @@
        '--- a better head elsewhere --> SYNCING --> TRAINING or WAITING (until a commit admits me)
 
 What it knows lives in four nouns: `Turn` (our head, who counts there, who leads), `Exchange` (contributions and their blobs),
-`Passage` (the way to the next head) and, while we lead, `Leading`. This file says which fact concerns which of them, and
+`Passage` (the way to the next head) and, while we lead, `Leadership`. This file says which fact concerns which of them, and
 what follows. The chain changes by `HeadReached` alone, after a commit or after catching up.
 """
 
@@ -17,7 +17,7 @@ from swarm.chain import ChainState
 from swarm.config import RunConfig
 from swarm.digest import Digest
 from swarm.errors import RemoteError
-from swarm.events import PeerJoined, PeerLeft, PeerMisbehaved, StateDiffered
+from swarm.events import HeadsBarred, PeerJoined, PeerLeft, PeerMisbehaved, StateDiffered
 from swarm.identity import PeerId
 from swarm.messages import (
     Activity,
@@ -25,14 +25,16 @@ from swarm.messages import (
     Contribution,
     CutHint,
     Goodbye,
+    HeadBarred,
     Holding,
     LeaderBrief,
+    MergeOffer,
     NewView,
     PeerStatus,
     RoundOpened,
 )
-from swarm.round.choose import Deadlines, RoundView
-from swarm.round.commits import OpenContribution, committed
+from swarm.round.choose import Deadlines
+from swarm.round.commits import Seals, moved_by, open_as
 from swarm.round.exchange import Exchange
 from swarm.round.facts import (
     BlobFailed,
@@ -41,15 +43,18 @@ from swarm.round.facts import (
     CutDone,
     Effect,
     Fact,
+    Fetch,
     Figures,
     HeadReached,
     Measured,
+    MergePrepared,
     Received,
     RequestCut,
     Tick,
     Unreached,
 )
-from swarm.round.leader import Leading, brief
+from swarm.round.leader import brief
+from swarm.round.leadership import Leadership, Seat
 from swarm.round.outbox import Outbox
 from swarm.round.own import Self, Standing, make_status
 from swarm.round.passage import Passage
@@ -71,7 +76,7 @@ class Participant:
         config: RunConfig,
         chain: ChainState,
         state_digest: Digest,
-        open_contribution: OpenContribution,
+        seals: Seals,
         view: int = 0,
     ) -> None:
         self.me = me
@@ -86,14 +91,15 @@ class Participant:
             exchange_s=self._round.exchange_deadline_s,
             isolation_s=max(MIN_ISOLATION_S, ISOLATION_DEADLINES * self._round.exchange_deadline_s),
         )
-        self._open_contribution = open_contribution
+        self._seals = seals
         self.presence = Presence(me.peer, self._round.leader_timeout_s)
         self._turn = Turn(chain, self.presence, view, self._deadlines.isolation_s, self._round.leader_timeout_s)
         self._exchange = Exchange(me.peer, self._round.heartbeat_s)
         self._out = Outbox(me.peer)
-        self._passage = Passage(self._turn, self._exchange, self._out, self._round, open_contribution)
+        self._passage = Passage(self._turn, self._exchange, self._out, self._round, seals.open_sealed)
+        seat = Seat(self._turn, self._exchange, self._passage, self._out)
+        self._leadership = Leadership(seat, config, self._deadlines, self._own_report)
         self._brief: LeaderBrief | None = None
-        self._last_lead: Leading | None = None
         self._beats = 0
         self._beat_due_s = 0.0
         self._beaten_view = view
@@ -153,6 +159,8 @@ class Participant:
     @property
     def waits_for(self) -> str:
         """Why nothing seems to happen, for the screen; "" while training."""
+        if self._passage.is_merging:
+            return "waits until the branch that it was on is merged"
         if self.syncing:
             return "catching up with the swarm"
         if self._passage.num_missing:
@@ -160,7 +168,7 @@ class Participant:
         if self.may_train and not self._exchange.pending():
             return ""
         if self.is_leader:
-            leading = self._leading
+            leading = self._leadership.now
             return leading.reason if leading else ""
         return self._brief.reason if self._brief else f"no word from leader {self.leader} yet"
 
@@ -176,6 +184,7 @@ class Participant:
             waits_for=self.waits_for,
             pending=pending[0][1] if pending else None,
             holding=self._exchange.newest_held(HOLDING_NAMED),
+            lost=self._passage.doubts.lost,
         )
         return make_status(self.me, self._beats, standing, self.figures)
 
@@ -199,11 +208,17 @@ class Participant:
                 self._blob_stored(root)
             case BlobFailed(root):
                 self._exchange.failed(root, self._now_s)
+                self._leadership.merges.fail(root)
             case HeadReached():
                 self._head_reached(fact)
-            case CatchUpEnded():  # also of a move that the trainer could not make
-                self._passage.end(None)
-                self._last_lead = None
+            case MergePrepared(merge):
+                self._exchange.stored(merge.root)
+                self._passage.prepared(merge, self._now_s)
+            case CatchUpEnded(waits=True):
+                self._passage.look_again()
+            case CatchUpEnded(is_own=is_own):  # also of a move that the trainer could not make
+                self._passage.fail(self._now_s, is_own=is_own)
+                self._leadership.reset()
             case Unreached() | Tick():
                 pass
         if not self.leaving:
@@ -239,6 +254,11 @@ class Participant:
                     self._request_cut(reason)
             case Commit():
                 self._passage.receive(Received(sender, message, sealed), self._now_s)
+            case MergeOffer():
+                self._take_offer(sender, message, sealed)
+            case HeadBarred(head):
+                if head == self.chain.head:
+                    self._passage.leave_barred(sender)
             case NewView(view, head):
                 if head == self.chain.head:
                     self._turn.accept(sender, view, self._out)
@@ -256,7 +276,7 @@ class Participant:
             self._out.happened(PeerJoined(status.peer, status.name))
         if status.pending is not None:
             try:
-                pending = self._open_contribution(status.pending)
+                pending = open_as(Contribution, status.pending, self._seals.open_sealed)
                 self._out.add(*self._exchange.announced(pending, status.pending, self.chain))
             except RemoteError as error:
                 self._out.happened(PeerMisbehaved(status.peer, f"its pending contribution: {error}"[:400]))
@@ -264,12 +284,14 @@ class Participant:
         self._turn.follow_others(self._out)
         if key_of(status) < self.chain.key or (status.head == self.chain.head and status.view < self.view):
             self._out.send(status.peer, self.status())  # it is behind: let it see by how much
+        if status.head in self.chain.barred:
+            self._out.send(status.peer, HeadBarred(status.head))
         if self.is_leader and status.head == self.chain.head:
             self._answer_heartbeat(status)
 
     def _answer_heartbeat(self, status: PeerStatus) -> None:
         """The brief, and whatever of this round an earlier message did not bring there."""
-        leading = self._leading
+        leading = self._leadership.now
         for message in brief(self._turn, self.state_digest, leading):
             self._out.send(status.peer, message)
         for message, sealed in leading.repeats(status, self._exchange.docket) if leading else ():
@@ -291,6 +313,20 @@ class Participant:
         for peer in sorted({*self.members, *(status.peer for status in self._turn.at_head())}):
             self._out.send(peer, contribution, sealed)
 
+    def _take_offer(self, sender: PeerId, offer: MergeOffer, sealed: bytes) -> None:
+        """A branch to be merged: the leader fetches it, others pass its offer on to the leader."""
+        if self.syncing or self._passage.knows_better:
+            return
+        try:
+            is_new = self._leadership.merges.offered(offer, self.chain, self._now_s)
+        except RemoteError:
+            return  # it is merged already, or late: its author will see, and offer again
+        if not self.is_leader:
+            if sender == offer.author:
+                self._out.send(self.leader, offer, sealed)
+        elif is_new and not self._exchange.holds(offer.merge.root):
+            self._out.add(Fetch(offer.merge, tuple(dict.fromkeys((offer.author, sender)))))
+
     def _blob_stored(self, root: Digest) -> None:
         self._exchange.stored(root)
         self._out.send(self.leader, Holding(self.chain.head, (root,)))
@@ -301,11 +337,14 @@ class Participant:
         old, duration_s = self.chain, self._now_s - self.presence.head_since_s
         commit = self._passage.end(reached.chain)
         self.state_digest = reached.state_digest
-        self._last_lead, self._brief = None, None
+        self._brief = None
+        self._leadership.reset()
         self._beat_due_s = self._now_s
         self._turn.move(reached.chain, None if commit is None else commit.view)
         if commit is not None:
-            self._out.happened(committed(commit, old, reached, duration_s))
+            self._out.happened(moved_by(commit, old, reached, duration_s))
+            if commit.commit.barred:
+                self._out.happened(HeadsBarred(reached.chain.version, commit.commit.barred))
         self._exchange.move(self.chain, reached.still_pending)
         self._passage.take_early(self._now_s)
 
@@ -317,10 +356,13 @@ class Participant:
         self._out.add(*self._exchange.retries(self.chain, self._now_s))
         self._passage.go_on(self._now_s)
         self._passage.look_ahead(self._now_s)
+        self._passage.tend_merge(self._deadlines.isolation_s, self._now_s)
         if not self._passage.is_under_way:
             self._turn.pass_on(self._out)
         if self.is_leader and not self.syncing:
-            self._lead()
+            hinted = self._leadership.lead(self.figures.tokens_since_cut, self._now_s)
+            if hinted is not None:
+                self._request_cut(hinted)
         if self._now_s >= self._beat_due_s or self.view != self._beaten_view:
             self._beaten_view = self.view
             self._beat_due_s = self._now_s + self._round.heartbeat_s
@@ -341,67 +383,10 @@ class Participant:
         for peer in listeners:
             self._out.send(peer, status)
 
-    # ---------------------------------------------------------------- leading
-
-    @property
-    def _leading(self) -> Leading | None:
-        """Our round as leader of this view at this head, once it has begun."""
-        last = self._last_lead
-        return last if last is not None and (last.view, last.head) == (self.view, self.chain.head) else None
-
-    def _lead(self) -> None:
-        leading = self._last_lead = self._leading or Leading(self.view, self.chain.head, began_s=self._now_s)
-        if self._passage.knows_better:
-            return  # a better head is on its way: what we issued here would only be undone
-        if not self.members and not self._open_round(leading):
-            return
-        round_view = self._round_view(leading)
-        hint = leading.hint(round_view, self._deadlines, self._now_s)
-        if hint is not None:
-            for peer in round_view.present:
-                self._out.send(peer, hint)
-            self._request_cut(hint.reason)
-        commit = leading.commit(round_view, self._deadlines, self._exchange.docket)
-        if commit is not None:
-            for peer in sorted({*round_view.present, *self.members}):
-                self._out.send(peer, commit)
-            self._passage.receive(Received(self.me.peer, commit), self._now_s)
-            self._passage.go_on(self._now_s)
-
-    def _open_round(self, leading: Leading) -> bool:
-        here = tuple(sorted({self.me.peer, *(status.peer for status in self._turn.at_head())}))
-        if not leading.opens(here, self._round.min_peers, self._round.heartbeat_s, self._now_s):
-            return False
-        self._turn.open(here)
-        self.presence.start(self._now_s)
-        for peer in here:
-            self._out.send(peer, RoundOpened(self.view, self.chain.head, here))
-        return True
-
-    def _round_view(self, leading: Leading) -> RoundView:
-        idle = (Activity.SYNCING, Activity.LEAVING)
-        present = {status.peer: status for status in self._turn.at_head() if status.activity not in idle}
-        awaited = tuple(peer for peer in self.members if self.presence.is_awaited(peer, self._now_s))
-        waiting = self._exchange.docket.waiting()
-        working = self.figures.tokens_since_cut + sum(
-            present[peer].tokens_since_cut for peer in awaited if peer in present
-        )
-        return RoundView(
-            me=self.me.peer,
-            chain=self.chain,
-            members=self.members,
-            awaited=awaited,
-            present=tuple(sorted({self.me.peer, *present})),
-            waiting=waiting,
-            tokens=working + sum(one.contribution.tokens for one in waiting),
-            since_head_s=self._now_s - self.presence.head_since_s,
-            since_hint_s=None if leading.hinted_s is None else self._now_s - leading.hinted_s,
-            since_majority_s=self._now_s - self.presence.majority_s,
-            is_followed=self._turn.is_followed(),
-            lease_tokens=self._config.lease_tokens,
-        )
-
     # ---------------------------------------------------------------- small change
+
+    def _own_report(self) -> tuple[PeerId, bytes]:
+        return self.me.peer, self._seals.seal(self.status())
 
     def _request_cut(self, reason: str) -> None:
         if not self._exchange.pending() and self.may_train:

@@ -1,43 +1,60 @@
 """The way from our head to the next: a commit is received and checked, its blobs are fetched, the trainer moves; or a better
-head is seen elsewhere and caught up with. Both end in a new head, or where they began."""
+head is seen elsewhere and caught up with, with our own branch merged in where it is deep. All end in a new head, or where
+they began.
+
+    standing --commit--> fetching --all here--> moving --> standing at the next head
+       |                    '--deadline--.
+       '--a better head-----------------> syncing --> moving
+                                             '--our branch is deep--> merging: offers itself until it is merged, or gives up
+"""
 
 from __future__ import annotations
 
 from typing import Final
 
 from swarm import chain as chains
-from swarm.chain import ChainState
+from swarm.chain import ChainState, Merge
 from swarm.config import RoundConfig
+from swarm.digest import Digest
 from swarm.errors import RemoteError
 from swarm.events import PeerMisbehaved
 from swarm.identity import PeerId
-from swarm.messages import Commit
-from swarm.round.commits import OpenContribution, check_commit
+from swarm.messages import Commit, MergeOffer, PeerStatus
+from swarm.round.commits import OpenSealed, check_commit, roots_of
+from swarm.round.doubts import Doubts
 from swarm.round.exchange import Exchange
-from swarm.round.facts import CatchUp, MoveTo, Received
+from swarm.round.facts import CatchUp, Fetch, MoveTo, Received
 from swarm.round.outbox import Outbox
 from swarm.round.turn import Turn
 
 MISSED_COMMIT_HEARTBEATS: Final = 2  # how long a newer head elsewhere may be on its way before we go and get it
+MERGE_ASKED: Final = 3  # peers on the better branch that an offer goes to; they pass it on to their leader
 
 
 class Passage:
     """At most one is under way: `commit` is being fetched, the trainer is moving to it (`is_moving`), or `is_syncing`."""
 
     def __init__(
-        self, turn: Turn, exchange: Exchange, out: Outbox, config: RoundConfig, open_contribution: OpenContribution
+        self, turn: Turn, exchange: Exchange, out: Outbox, config: RoundConfig, open_sealed: OpenSealed
     ) -> None:
         self.commit: Commit | None = None
         self.is_moving = False
         self.is_syncing = False
+        self.doubts = Doubts(config.heartbeat_s)
         self._since_s = 0.0
         self._early: Received | None = None  # a commit on the head that the trainer is moving to
         self._behind_since_s: float | None = None
+        self._target: tuple[PeerStatus, ...] = ()  # whose heads we are on the way to
+        self._abandoned: Digest | None = None  # the head of the commit whose blobs did not come
+        self._merge: Merge | None = None  # our branch, waiting to be merged
+        self._merge_since_s = 0.0
+        self._merge_due_s = 0.0
+        self._is_looking = False  # for the commit that merges it
         self._turn = turn
         self._exchange = exchange
         self._out = out
         self._config = config
-        self._open_contribution = open_contribution
+        self._open_sealed = open_sealed
 
     @property
     def knows_better(self) -> bool:
@@ -49,10 +66,17 @@ class Passage:
         return self.is_syncing or self.commit is not None or self.knows_better
 
     @property
+    def is_merging(self) -> bool:
+        """Whether our branch waits to be merged."""
+        return self._merge is not None
+
+    @property
     def num_missing(self) -> int:
-        """Contributions of the accepted commit that are not here yet."""
-        entries = self.commit.commit.entries if self.commit is not None else ()
-        return sum(not self._exchange.holds(entry.root) for entry in entries)
+        """Blobs of the accepted commit that are not here yet."""
+        roots = roots_of(self.commit.commit) if self.commit is not None else ()
+        return sum(not self._exchange.holds(root) for root in roots)
+
+    # ---------------------------------------------------------------- commits
 
     def receive(self, received: Received, now_s: float) -> None:
         """Takes a commit, if it is the next one and comes from who may lead us."""
@@ -68,11 +92,14 @@ class Passage:
         if not self._turn.accept(received.sender, commit.view, self._out):
             return
         try:
-            listed = check_commit(self._turn.chain, commit, self._open_contribution)
+            listed = check_commit(self._turn.chain, commit, self._open_sealed)
         except RemoteError as error:
             self._out.happened(PeerMisbehaved(received.sender, f"its commit: {error}"[:400]))
             return
         self.commit, self._since_s = commit, now_s
+        merge = commit.commit.merge
+        if merge is not None and not self._exchange.holds(merge.root):
+            self._out.add(Fetch(merge, tuple(dict.fromkeys((*commit.holders[0].peers, received.sender)))))
         for one in listed:
             self._out.add(*self._exchange.listed(one, self._turn.chain))
 
@@ -85,14 +112,17 @@ class Passage:
             self._out.add(MoveTo(self.commit))
         elif now_s - self._since_s > self._config.exchange_deadline_s:
             holders = {peer for one in self.commit.holders for peer in one.peers} - {self._turn.presence.me}
+            self._abandoned = chains.head_after(self.commit.parent, self.commit.commit)
             self.catch_up(tuple(sorted(holders)), whole=False, reason="a committed contribution could not be fetched")
+
+    # ---------------------------------------------------------------- catching up
 
     def look_ahead(self, now_s: float) -> None:
         """Notices a better head elsewhere; goes to get it once the commit has had its time to arrive by itself."""
         if self.is_syncing or self.commit is not None:
             return
         chain = self._turn.chain
-        ahead = self._turn.presence.ahead_of(chain, now_s)
+        ahead = self._ahead(now_s)
         if not ahead:
             self._behind_since_s = None
             return
@@ -100,6 +130,7 @@ class Passage:
             self._behind_since_s = now_s
         patience_s = MISSED_COMMIT_HEARTBEATS * self._config.heartbeat_s
         if ahead[0].version > chain.version + 1 or now_s - self._behind_since_s >= patience_s:
+            self._target = ahead
             peers = tuple(status.peer for status in ahead)
             self.catch_up(peers, whole=False, reason=f"{peers[0]} is at version {ahead[0].version}")
 
@@ -108,10 +139,66 @@ class Passage:
         self.commit = None
         self._out.add(CatchUp(peers, whole, reason))
 
+    def leave_barred(self, sender: PeerId) -> None:
+        """Our head is barred on the sender's chain, it says: the log it gives us has to prove it."""
+        if not (self.is_syncing or self.is_moving or self.doubts.is_doubted(sender, self._turn.now_s)):
+            self.catch_up((sender,), whole=False, reason=f"{sender} says that our head is barred")
+
+    def _ahead(self, now_s: float) -> tuple[PeerStatus, ...]:
+        ahead = self._turn.presence.ahead_of(self._turn.chain, now_s)
+        return tuple(status for status in ahead if not self.doubts.is_doubted(status.peer, now_s))
+
+    # ---------------------------------------------------------------- merging
+
+    def prepared(self, merge: Merge, now_s: float) -> None:
+        """Our branch can be merged: from now on it is offered."""
+        if not self.is_merging:
+            self._merge_since_s = now_s
+        self._merge, self._merge_due_s, self._is_looking = merge, now_s, False
+
+    def tend_merge(self, patience_s: float, now_s: float) -> None:
+        """Offers our branch with every heartbeat, and looks whether it was merged; after `patience_s` it is left."""
+        if self._merge is None or self._is_looking or now_s < self._merge_due_s:
+            return
+        self._merge_due_s = now_s + self._config.heartbeat_s
+        ahead = self._ahead(now_s)[:MERGE_ASKED]
+        gives_up = now_s - self._merge_since_s > patience_s
+        if not ahead:
+            if gives_up:
+                self.end(None)
+            return
+        offer = MergeOffer(self._turn.presence.me, self._merge)
+        for status in ahead:
+            self._out.send(status.peer, offer)
+        self._is_looking = True
+        self._target = ahead
+        peers = tuple(status.peer for status in ahead)
+        self._out.add(CatchUp(peers, whole=False, reason="our branch waits to be merged", gives_up=gives_up))
+
+    def look_again(self) -> None:
+        """Our branch is not merged yet."""
+        self._is_looking = False
+
+    # ---------------------------------------------------------------- the end
+
+    def fail(self, now_s: float, *, is_own: bool) -> None:
+        """Catching up came to nothing: whoever led us there is not believed for a while, so that we go on meanwhile; unless
+        the fault is ours."""
+        heads = [status.head for status in self._target] + ([self._abandoned] if self._abandoned else [])
+        if not is_own:
+            self.doubts.failed([status.peer for status in self._target], heads, now_s)
+        if self._merge is not None and now_s - self._merge_since_s <= self._config.exchange_deadline_s:
+            self._is_looking = False  # a bad moment of those we offer it to
+            return
+        self.end(None)
+
     def end(self, reached: ChainState | None) -> Commit | None:
         """It is over, at this head or (None) where it began; returns the commit that led there, None after catching up."""
         commit = self.commit
         self.commit, self.is_moving, self.is_syncing, self._behind_since_s = None, False, False, None
+        if reached is not None:
+            self.doubts.reached(reached, [status.peer for status in self._target])
+        self._target, self._abandoned, self._merge, self._is_looking = (), None, None, False
         if commit is None or reached is None or chains.head_after(commit.parent, commit.commit) != reached.head:
             return None
         return commit

@@ -79,6 +79,10 @@ class Turn:
     # ---------------------------------------------------------------- reading
 
     @property
+    def now_s(self) -> float:
+        return self._now_s
+
+    @property
     def view(self) -> int:
         return self._views.view
 

@@ -24,12 +24,11 @@ from torch import Tensor
 
 from peer import handoff as work
 from swarm import chain as chains
-from swarm.allreduce.shared import record_digest
 from swarm.chain import Entry
 from swarm.config import RunConfig
 from swarm.digest import Digest
 from swarm.identity import Keypair, PeerId
-from swarm.messages import Commit, Contribution
+from swarm.messages import Commit, Contribution, record_digest
 from swarm.round.facts import Unreached
 from tests.equivalence.member import Member, Place
 from tests.equivalence.stand_ins import Killed, with_batch

@@ -24,15 +24,18 @@ from peer.trainer import Trainer
 from swarm import chain as chains
 from swarm.allreduce.codec import make_codec
 from swarm.allreduce.layout import flatten
-from swarm.allreduce.shared import RunMath, check_contribution, decode_unit, genesis_state, record_digest
-from swarm.chain import Entry
+from swarm.allreduce.merge import check_merge_blob
+from swarm.allreduce.shared import RunMath, check_contribution, decode_unit, genesis_state
+from swarm.chain import ChainState, Entry, Merge
 from swarm.config import RunConfig
 from swarm.digest import Digest, digest_of
 from swarm.errors import NetworkError, RemoteError, StateError, Unreachable
 from swarm.events import Event
 from swarm.identity import Keypair, PeerId
-from swarm.messages import Contribution, open_as, seal_message
+from swarm.messages import Contribution, record_digest, seal_message
 from swarm.round import own
+from swarm.round.catch_up import CatchUpRequest
+from swarm.round.commits import Seals, roots_of
 from swarm.round.facts import (
     BlobFailed,
     BlobStored,
@@ -46,6 +49,7 @@ from swarm.round.facts import (
     Happened,
     HeadReached,
     Measured,
+    MergePrepared,
     MoveTo,
     Received,
     RequestCut,
@@ -142,14 +146,16 @@ class Member:
             checkpoints,
         )
         self.trainer.load(theta_N, saved_optimizer)
+        self._seals = Seals.of(place.keypair, RUN)
         self._asker = Asker(_Wire(group, self.id), place.keypair, RUN)  # type: ignore[arg-type]
         self._fetcher = Fetcher(self._asker, self.store)
-        self._catcher = Catcher(self._asker, self._fetcher, _open_contribution, config.lease_windows)
+        self._catcher = Catcher(self._asker, self._fetcher, self._seals.open_sealed, config.lease_windows)
         self.server = Server(place.keypair, RUN, b"", self.store)
         self.server.state, self.server.log = self.replica.present.record, self.replica.log
         self.server.connect(lambda sender, message, raw: self.post(Received(sender, message, raw)), list)
         self.participant = self._make_participant(config)
         self._pinned: dict[Digest, None] = {}
+        self._beside: ChainState | None = None
         self._progress = work.Progress()
         self._opened: tuple[PeerId, ...] = ()
         self._saved_view = self.participant.view
@@ -179,7 +185,7 @@ class Member:
         me = own.Self(self.id, f"member-{self.place.number}", "cpu", self.replica.incarnation)
         present = self.replica.present
         digest = record_digest(present.record)
-        participant = Participant(me, config, present.state.chain, digest, _open_contribution, self.replica.view)
+        participant = Participant(me, config, present.state.chain, digest, self._seals, self.replica.view)
         for seq in self.replica.pending:
             participant.restore(*self.replica.contributions[seq])
         return participant
@@ -268,12 +274,17 @@ class Member:
                 self.post(report)
             case work.Moved():
                 self.server.state, self.server.log = report.record, report.log
-                self._pin(*(entry.root for commit in report.log for entry in commit.commit.entries))
+                self._pin(*(root for commit in report.log for root in roots_of(commit.commit)))
+                self._beside = None
                 self.group.note(self, report)
                 self._measure()
                 self.post(HeadReached(report.record.chain, record_digest(report.record), report.still_pending))
+            case work.BranchEncoded(merge, beside):
+                self._beside = beside
+                self._pin(merge.root)
+                self.post(MergePrepared(merge))
             case work.MoveFailed(reason):
-                self.post(CatchUpEnded(reason))
+                self.post(CatchUpEnded(reason, is_own=True))
 
     def _measure(self) -> None:
         progress = self._progress
@@ -290,48 +301,55 @@ class Member:
             case MoveTo(commit):
                 for one in self.group.commits_to_apply(self, commit):
                     self.handoff.give(work.ApplyCommits(one.parent, (one,)))
-            case CatchUp(peers, whole):
-                self.group.later(self, lambda: self._catch_up(peers, whole))
+            case CatchUp():
+                self.group.later(self, lambda: self._catch_up(effect))
             case Happened(event):
                 self.events.append(event)
 
-    def _fetch(self, contribution: Contribution, holders: tuple[PeerId, ...]) -> None:
+    def _fetch(self, contribution: Contribution | Merge, holders: tuple[PeerId, ...]) -> None:
         root = contribution.root
         self._pin(root)
-        if self.group.withheld(self, contribution):
+        if isinstance(contribution, Contribution) and self.group.withheld(self, contribution):
             self.post(BlobFailed(root, "withheld by the test"))
             return
         try:
             self.group.run(self._fetcher.fetch(root, holders, contribution.num_bytes))
-            check_contribution(self.replica.math, as_entry(contribution), self.store.read(root))
+            if isinstance(contribution, Merge):
+                check_merge_blob(self.replica.math, self.store.read(root))
+            else:
+                check_contribution(self.replica.math, as_entry(contribution), self.store.read(root))
         except (NetworkError, RemoteError, StateError) as error:
             self.post(BlobFailed(root, str(error)))
         else:
             self.post(BlobStored(root))
 
-    def _catch_up(self, peers: tuple[PeerId, ...], whole: bool) -> None:
+    def _catch_up(self, wish: CatchUp) -> None:
         others = [heard.status.peer for heard in self.participant.presence.fresh(self.group.now_s)]
-        asked = tuple(dict.fromkeys([*peers, *others]))
+        request = CatchUpRequest(
+            tuple(dict.fromkeys([*wish.peers, *others])),
+            self.replica.chains,
+            self._beside,
+            whole=wish.whole,
+            gives_up=wish.gives_up,
+        )
         try:
-            target = self.group.run(self._catcher.find(asked, self.replica.chains, whole=whole))
+            target = self.group.run(self._catcher.find(request))
         except (NetworkError, RemoteError, StateError) as error:
             self.post(CatchUpEnded(str(error)))
             return
         order = target.order
-        if isinstance(order, work.AdoptState):
-            self._pin(*(unit.root for unit in order.record.units))
+        if order is None:
+            self.post(CatchUpEnded(target.how, waits=True))
+            return
+        if isinstance(order, work.ApplyCommits):
+            self._pin(*(root for commit in order.commits for root in roots_of(commit.commit)))
         else:
-            self._pin(*(entry.root for commit in order.commits for entry in commit.commit.entries))
+            self._pin(*(unit.root for unit in order.record.units))
         self.handoff.give(order)
 
     def _pin(self, *roots: Digest) -> None:
         self._pinned.update(dict.fromkeys(roots))
         self.store.pin("network", self._pinned)
-
-
-def _open_contribution(sealed: bytes) -> Contribution:
-    contribution: Contribution = open_as(Contribution, sealed, run=RUN)
-    return contribution
 
 
 def as_entry(contribution: Contribution) -> Entry:

@@ -14,7 +14,7 @@ from peer.serve import Server
 from swarm.chain import ChainState, CommitList, Entry, apply, genesis, head_after
 from swarm.digest import Digest, blob_digest, digest_of
 from swarm.identity import Keypair, PeerId
-from swarm.messages import Commit, Contribution, Holders, StateRecord, UnitState, open_as, seal_message
+from swarm.messages import Commit, Contribution, Holders, StateRecord, UnitState, open_message, seal_message
 from swarm.net.simnet import SimNet, SimTransport
 from tests.unit.message_examples import RUN, keypair
 
@@ -22,9 +22,8 @@ LEASE = 4
 _Result = TypeVar("_Result")
 
 
-def open_contribution(sealed: bytes) -> Contribution:
-    contribution: Contribution = open_as(Contribution, sealed, run=RUN)
-    return contribution
+def open_sealed(sealed: bytes) -> object:
+    return open_message(sealed, run=RUN)[1]
 
 
 @dataclass(slots=True)

@@ -14,13 +14,14 @@ from peer.handoff import AdoptState, ApplyCommits
 from swarm.chain import ChainState
 from swarm.errors import NetworkError
 from swarm.messages import Commit, StateRecord
+from swarm.round.catch_up import CatchUpRequest
 from tests.unit.message_examples import keypair
 from tests.unit.small_swarm import (
     LEASE,
     Host,
     SmallSwarm,
     log_of,
-    open_contribution,
+    open_sealed,
     richer,
     run_clean,
     state_at,
@@ -30,7 +31,7 @@ AUTHORS = [keypair(2), keypair(3)]
 
 
 def catcher_of(me: Host) -> Catcher:
-    return Catcher(me.asker, Fetcher(me.asker, me.store), open_contribution, LEASE)
+    return Catcher(me.asker, Fetcher(me.asker, me.store), open_sealed, LEASE)
 
 
 def serve(host: Host, chain: ChainState, commits: Sequence[Commit], num_units: int = 2) -> StateRecord:
@@ -47,7 +48,7 @@ def test_by_the_log_from_each_of_our_last_heads(tmp_path: Path, behind: int, who
         chains, commits = log_of(4, AUTHORS, [donor.store])
         state = serve(donor, chains[-1], commits)
         own = tuple(reversed(chains[: 5 - behind]))[:3]
-        target = await catcher_of(me).find([donor.id], own, whole=whole)
+        target = await catcher_of(me).find(CatchUpRequest((donor.id,), own, whole=whole))
         if whole:
             assert target.order == AdoptState(state, keep_progress=False) and target.how == "snapshot"
             assert all(me.store.has(unit.root) for unit in state.units)
@@ -69,7 +70,7 @@ def test_over_from_a_fork_by_an_earlier_head(tmp_path: Path) -> None:
         chains, commits = log_of(3, AUTHORS, [donor.store])
         fork, _ = log_of(1, AUTHORS[:1], [me.store], chains[1], salt=b"fork")
         serve(donor, chains[-1], commits)
-        target = await catcher_of(me).find([donor.id], (fork[1], chains[1], chains[0]), whole=False)
+        target = await catcher_of(me).find(CatchUpRequest((donor.id,), (fork[1], chains[1], chains[0])))
         assert target.order == ApplyCommits(chains[1].head, commits[1:], caught_up=True)
 
     run_clean(main())
@@ -83,7 +84,7 @@ def test_a_log_that_leads_nowhere_better_is_refused(tmp_path: Path) -> None:
         for chain, log in ((light[1], (commits[0], *fork)), (chains[1], commits[:1]), (chains[3], commits)):
             serve(donor, chain, log)
             with pytest.raises(CatchUpFailed, match=r"no better than ours.*nobody has a state that ranks above ours"):
-                await catcher_of(me).find([donor.id], tuple(reversed(chains)), whole=False)
+                await catcher_of(me).find(CatchUpRequest((donor.id,), tuple(reversed(chains))))
 
     run_clean(main())
 
@@ -95,7 +96,7 @@ def test_a_barred_head_is_refused_whatever_it_weighs(tmp_path: Path) -> None:
         serve(donor, chains[-1], commits)
         own = replace(chains[1], barred=(chains[-1].head,))
         with pytest.raises(CatchUpFailed, match="barred"):
-            await catcher_of(me).find([donor.id], (own,), whole=False)
+            await catcher_of(me).find(CatchUpRequest((donor.id,), (own,)))
 
     run_clean(main())
 
@@ -121,19 +122,19 @@ def test_a_forged_commit_is_refused_and_the_next_peer_asked(tmp_path: Path, forg
         chains, commits = log_of(2, AUTHORS, [honest.store, liar.store])
         serve(honest, chains[-1], commits)
         serve(liar, chains[-1], (commits[0], forge(commits[1])))  # type: ignore[operator]
-        target = await catcher_of(me).find([liar.id, honest.id], (chains[0],), whole=False)
+        target = await catcher_of(me).find(CatchUpRequest((liar.id, honest.id), (chains[0],)))
         assert target.order == ApplyCommits(chains[0].head, commits, caught_up=True)
         serve(honest, chains[0], ())
         liar.server.state = None
         with pytest.raises(CatchUpFailed):
-            await catcher_of(me).find([liar.id, honest.id], (chains[0],), whole=False)
+            await catcher_of(me).find(CatchUpRequest((liar.id, honest.id), (chains[0],)))
 
     run_clean(main())
 
 
 async def _snapshot(me: Host, peers: Sequence[Host], own: ChainState, record: StateRecord | None = None) -> Target:
     units = () if record is None else record.units
-    return await catcher_of(me).find([one.id for one in peers], (own,), whole=False, units=units)
+    return await catcher_of(me).find(CatchUpRequest(tuple(one.id for one in peers), (own,), units=units))
 
 
 def test_the_snapshot_with_most_votes_wins_over_a_richer_one(tmp_path: Path) -> None:
@@ -183,11 +184,11 @@ def test_a_refused_state_gives_way_to_others_while_there_are_any(tmp_path: Path)
         chains, _ = log_of(2, AUTHORS, [])
         bad, good = serve(first, chains[2], ()), serve(second, chains[1], ())
         catcher = catcher_of(me)
-        found = [await catcher.find([first.id, second.id], (chains[0],), whole=False)]
+        found = [await catcher.find(CatchUpRequest((first.id, second.id), (chains[0],)))]
         catcher.refuse(bad)
-        found.append(await catcher.find([first.id, second.id], (chains[0],), whole=False))
+        found.append(await catcher.find(CatchUpRequest((first.id, second.id), (chains[0],))))
         catcher.refuse(good)
-        found.append(await catcher.find([first.id, second.id], (chains[0],), whole=False))
+        found.append(await catcher.find(CatchUpRequest((first.id, second.id), (chains[0],))))
         assert [one.order for one in found] == [AdoptState(one, keep_progress=True) for one in (bad, good, bad)]
 
     run_clean(main())
@@ -199,7 +200,7 @@ def test_what_was_fetched_stays_until_the_trainer_used_it(tmp_path: Path) -> Non
         chains, commits = log_of(2, AUTHORS, [donor.store])
         serve(donor, chains[-1], commits)
         me.store.put(b"unneeded")
-        await catcher_of(me).find([donor.id], (chains[0],), whole=False)
+        await catcher_of(me).find(CatchUpRequest((donor.id,), (chains[0],)))
         assert me.store.collect() == 1  # a save of the trainer, before it looks at the order
         assert all(me.store.has(entry.root) for commit in commits for entry in commit.commit.entries)
 
@@ -212,7 +213,7 @@ def test_nobody_there_says_each_reason(tmp_path: Path) -> None:
         me, gone, empty = await swarm.hosts(3)
         swarm.net.kill(gone.id)
         with pytest.raises(CatchUpFailed) as raised:
-            await catcher_of(me).find([gone.id, empty.id], log_of(0, AUTHORS, [])[0], whole=False)
+            await catcher_of(me).find(CatchUpRequest((gone.id, empty.id), tuple(log_of(0, AUTHORS, [])[0])))
         assert str(gone.id) in str(raised.value) and "no state yet" in str(raised.value)
 
     run_clean(main())

@@ -109,7 +109,7 @@ def test_holes_are_a_plain_set(numbers: list[int], base: int) -> None:
         if seq in listed:
             assert seq in seen or forgot
             continue
-        listed = listed.including(seq)
+        listed = listed.including(seq, 1)
         seen.add(seq)
         top = max(seen)
         missing = sorted(set(range(base + 1, top + 1)) - seen)
@@ -124,7 +124,7 @@ def test_holes_are_a_plain_set(numbers: list[int], base: int) -> None:
 
 
 def test_a_far_number_costs_nothing() -> None:
-    far = ListedNumbers(PEERS[0], 3, (1,)).including(2**63 - 1)
+    far = ListedNumbers(PEERS[0], 3, (1,)).including(2**63 - 1, 1)
     assert far.holes == tuple(range(2**63 - 1 - MAX_HOLES, 2**63 - 1)) and 1 in far
 
 

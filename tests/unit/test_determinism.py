@@ -12,12 +12,13 @@ import torch
 from swarm.allreduce.codec import make_codec
 from swarm.allreduce.layout import build_layout
 from swarm.allreduce.ledger import cut, joined
-from swarm.allreduce.shared import RunMath, after_commit, from_snapshot, genesis_state, record_digest, snapshot
+from swarm.allreduce.shared import RunMath, after_commit, from_snapshot, genesis_state, snapshot
 from swarm.chain import CommitList, Entry
 from swarm.config import CodecConfig, OuterConfig
 from swarm.digest import Digest, blob_digest, digest_of
 from swarm.errors import MalformedBytes
 from swarm.identity import PeerId
+from swarm.messages import record_digest
 from tests.unit.in_other_settings import outputs
 
 # The first unit is above the 32,768 elements at which torch turns to several threads; none is a multiple of a vector width.

@@ -16,14 +16,15 @@ from peer.address_book import AddressBook
 from peer.handoff import Handoff
 from peer.node import Node
 from peer.node_parts import NodeParts
-from swarm.allreduce.shared import record_digest
+from swarm.chain import Merge
 from swarm.config import RoundConfig, RunConfig
 from swarm.digest import blob_digest
 from swarm.errors import LocalError, MalformedBytes, Unreachable
 from swarm.events import Evaluated, Event, PeerJoined, PeerLeft, PeerMisbehaved, PeerStarted
 from swarm.identity import PeerId
-from swarm.messages import Contribution, GetPeers, Goodbye, Peers, seal_message
+from swarm.messages import Contribution, GetPeers, Goodbye, Peers, record_digest, seal_message
 from swarm.net.simnet import SimTransport
+from swarm.round.commits import Seals
 from swarm.round.facts import CutDone, Send
 from swarm.round.own import Self
 from swarm.round.participant import Participant
@@ -35,7 +36,7 @@ from tests.unit.small_swarm import (
     SmallSwarm,
     contribution_of,
     log_of,
-    open_contribution,
+    open_sealed,
     run_clean,
     state_at,
 )
@@ -83,7 +84,7 @@ class Peer:
         me = Self(host.id, f"peer-{host.id}", "cpu", 1)
         record = state_at(START, [host.store])
         host.server.state = record
-        participant = Participant(me, CONFIG, START, record_digest(record), open_contribution)
+        participant = Participant(me, CONFIG, START, record_digest(record), Seals.of(host.key, RUN))
         self.network = StubNetwork(host.transport, known)
         self.node = Node(
             NodeParts(
@@ -95,6 +96,7 @@ class Peer:
                 handoff=self.handoff,
                 book=AddressBook(folder / f"{host.id}.book"),
                 check_blob=self._check,
+                open_sealed=open_sealed,
                 record_event=lambda _, event: self.events.append(event),
                 lease_windows=LEASE,
             ),
@@ -103,7 +105,7 @@ class Peer:
         self.task = asyncio.create_task(self.node.run(PeerStarted(host.id, me.name, "cpu", 0)))
 
     @staticmethod
-    def _check(contribution: Contribution, blob: bytes) -> None:
+    def _check(contribution: Contribution | Merge, blob: bytes) -> None:
         if blob == BAD:
             raise MalformedBytes("not a contribution")
 
