@@ -4,8 +4,9 @@
     BARNRAISE_FAULT="orders=/tmp/p1.order;pace=0.02"
 
 The first form is one fault: when the phase is reached for the first time at that version or a later one, by a peer in that
-role, a line goes to the marker file, as proof, and then this process does it to itself. The second reads such faults, one
-after the other, from a file that may come at any time and is removed when it is taken up. `pace`: least seconds of an inner
+role, the marker file is made, as proof, and then this process does it to itself. Of several processes with one marker the
+first one does it. The second form reads such faults, one after the other, from a file that may come at any time and is
+removed when it is taken up. `pace`: least seconds of an inner
 step, so that many peers fit on few cores.
 
 Unset, each point costs one comparison with None.
@@ -62,7 +63,7 @@ DEEDS: Final = {
     "stop": "SIGSTOP to itself; whoever tests sends SIGCONT. Its p2pd goes on",
     "stop-all": "SIGSTOP to its p2pd and itself, as when a lid is closed",
     "kill-p2pd": "SIGKILL to its p2pd",
-    "mark": "nothing but the line in the marker file",
+    "mark": "nothing but the marker file",
 }
 _SERVED: Final = 256  # roots of reported states that are remembered
 _WITHHELD_LOOK_S: Final = 0.01
@@ -91,7 +92,7 @@ class Fault:
         if not (version.isascii() and version.isdecimal()):
             raise ConfigError(f"{FAULT_ENV}: version={version!r} is not a number; give the least version it happens at")
         if not words.get("marker"):
-            raise ConfigError(f"{FAULT_ENV}: marker is missing; give the file that a line is appended to")
+            raise ConfigError(f"{FAULT_ENV}: marker is missing; give the file that is made as proof")
         return cls(words["phase"], words["do"], Path(words["marker"]), int(version), words.get("role", ""))
 
     def __str__(self) -> str:
@@ -101,7 +102,7 @@ class Fault:
 
 @dataclass(frozen=True, slots=True)
 class Mark:
-    """A line of the marker file: the fault that is about to be done."""
+    """What the marker file says: the fault that is about to be done."""
 
     phase: str
     version: int
@@ -111,11 +112,10 @@ class Mark:
     at_unix_s: float
 
     @classmethod
-    def read(cls, path: Path) -> list[Mark]:
-        """All lines that are whole; none when there is no file."""
-        if not path.exists():
-            return []
-        return [cls(**json.loads(line)) for line in path.read_text().split("\n")[:-1]]
+    def read(cls, path: Path) -> Mark | None:
+        """None when there is no file yet, or half of one."""
+        text = path.read_text() if path.exists() else ""
+        return cls(**json.loads(text)) if text.endswith("\n") else None
 
 
 @dataclass(slots=True)
@@ -249,7 +249,10 @@ def telling(message: object, send: Coroutine[Any, Any, None]) -> Coroutine[Any, 
 
 def _do(fault: Fault, mark: Mark) -> None:
     line = json.dumps(asdict(mark)) + "\n"
-    descriptor = os.open(fault.marker, os.O_WRONLY | os.O_CREAT | os.O_APPEND, 0o600)
+    try:
+        descriptor = os.open(fault.marker, os.O_WRONLY | os.O_CREAT | os.O_EXCL, 0o600)
+    except FileExistsError:
+        return  # somebody else was first
     try:
         os.write(descriptor, line.encode())
     finally:

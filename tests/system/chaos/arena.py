@@ -162,7 +162,7 @@ class Arena:
     def wait_mark(self, marker: Path, peers: Sequence[PeerProcess]) -> tuple[Mark, PeerProcess]:
         """The proof that it happened, and whom it happened to; the others' orders are taken back."""
         try:
-            (mark, *_) = until("mark: the fault did not happen", lambda: Mark.read(marker))
+            mark = until("mark: the fault did not happen", lambda: Mark.read(marker))
         finally:
             for peer in peers:
                 self._orders(peer.name).unlink(missing_ok=True)

@@ -91,8 +91,9 @@ class Matrix:
                 own = self._cells
             if not own or self._stopping.is_set():
                 return None
-            self._cells.remove(own[0])
-            return own[0]
+            cell = own[0]
+            self._cells.remove(cell)
+            return cell
 
     def _lane(self, launcher: Launcher, has_links: bool) -> None:
         cell = self._next(has_links)
