@@ -37,6 +37,7 @@ class Target:
     how: str
     num_bytes: int
     seconds: float
+    left_tokens: int = 0  # of a branch that is left unmerged
 
 
 class CatchUpFailed(NetworkError):
@@ -74,8 +75,8 @@ class Catcher:
         match outcome:
             case catch_up.Move(base, commits, num_bytes):
                 return Target(ApplyCommits(base, commits, caught_up=True), "log", num_bytes, seconds)
-            case catch_up.Adopt(record, keep_progress, num_bytes):
-                return Target(AdoptState(record, keep_progress), "snapshot", num_bytes, seconds)
+            case catch_up.Adopt(record, keep_progress, num_bytes, left_tokens):
+                return Target(AdoptState(record, keep_progress), "snapshot", num_bytes, seconds, left_tokens)
             case catch_up.PrepareMerge(record, num_bytes):
                 return Target(PrepareMerge(record), "merge", num_bytes, seconds)
             case catch_up.Wait(reason):

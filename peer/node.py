@@ -358,6 +358,9 @@ class Node:
         if target.order is None:
             self.post(CatchUpEnded(target.how, waits=True))
             return
+        if target.left_tokens:
+            me = self._participant.me.peer
+            self._happened(events.WorkDropped(me, target.left_tokens, "our branch was left without being merged"))
         self._caught_up = (target.how, target.num_bytes, target.seconds)
         if isinstance(target.order, work.AdoptState):
             self._adopting = target.order.record

@@ -123,7 +123,7 @@ class Server:
     async def handle(self, remote: PeerId, payload: bytes) -> bytes:
         """The answer to one request; raises RemoteError for bytes that cost the sender its stream."""
         author, message = await open_aside(payload, self._run)
-        if author != remote and not isinstance(message, Contribution | MergeOffer):
+        if author != remote and not isinstance(message, PeerStatus | Contribution | MergeOffer):
             raise BadSignature(f"{remote} passed on a {type(message).__name__} of {author}")
         if isinstance(message, PeerStatus | Contribution) and len(payload) > MAX_SEALED_BYTES:
             raise MalformedBytes(f"a {type(message).__name__} of {len(payload)} bytes exceeds {MAX_SEALED_BYTES}")

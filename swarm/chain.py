@@ -242,6 +242,11 @@ def left_behind(own: ChainState, other: ChainState) -> tuple[ListedNumbers, ...]
     return tuple(numbers for numbers in own.listed if not other.covers((numbers,)))
 
 
+def left_tokens(own: ChainState, other: ChainState) -> int:
+    """The tokens that `own` lists and `other` lacks."""
+    return _tokens(_united(other.listed, left_behind(own, other))) - other.tokens
+
+
 def _united(ours: tuple[ListedNumbers, ...], theirs: tuple[ListedNumbers, ...]) -> tuple[ListedNumbers, ...]:
     by_author = {numbers.author: numbers for numbers in ours}
     for numbers in theirs:

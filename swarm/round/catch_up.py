@@ -16,7 +16,7 @@ from collections.abc import Generator, Mapping, Sequence, Set
 from dataclasses import dataclass
 from typing import Final
 
-from swarm.chain import MAX_RECENT, ChainState, apply, left_behind
+from swarm.chain import MAX_RECENT, ChainState, apply, left_behind, left_tokens
 from swarm.digest import Digest
 from swarm.errors import RemoteError
 from swarm.identity import PeerId
@@ -68,6 +68,7 @@ class Adopt:
     record: StateRecord
     keep_progress: bool
     num_bytes: int
+    left_tokens: int = 0  # that our chain lists and this one never will: a branch that was not merged
 
 
 @dataclass(frozen=True, slots=True)
@@ -217,7 +218,7 @@ def _by_snapshot(request: CatchUpRequest) -> CatchUpMachine:
             continue
         if keep_progress and not request.gives_up and left_behind(own, record.chain):
             return PrepareMerge(record, num_bytes)
-        return Adopt(record, keep_progress, num_bytes)
+        return Adopt(record, keep_progress, num_bytes, left_tokens(own, record.chain))
     return Failed("; ".join(faults))
 
 

@@ -63,6 +63,8 @@ from swarm.round.turn import Turn
 
 MIN_ISOLATION_S: Final = 30.0  # an outage of a minute must make no fork: members go on training without commits
 ISOLATION_DEADLINES: Final = 3  # round deadlines without a majority before whoever is left commits alone
+PROBE_BEATS: Final = 4  # heartbeats between two words of a leader to those it lost sight of
+PROBED: Final = 8  # of them, at a time: a swarm that was split meets again by these
 MISSED_BEATS: Final = 2  # heartbeats that a leader waits before it asks a member where it is
 HOLDING_NAMED: Final = 64  # blobs that a status names: all of the last rounds of a group of 16
 
@@ -291,6 +293,9 @@ class Participant:
 
     def _answer_heartbeat(self, status: PeerStatus) -> None:
         """The brief, and whatever of this round an earlier message did not bring there."""
+        better = self.presence.best_ahead_of(self.chain, self._now_s)
+        if better is not None:  # all of our branch are to learn of it
+            self._out.send(status.peer, better.status, better.sealed)
         leading = self._leadership.now
         for message in brief(self._turn, self.state_digest, leading):
             self._out.send(status.peer, message)
@@ -378,10 +383,19 @@ class Participant:
             lately = self.presence.roll.fresh(self._now_s, MISSED_BEATS * self._round.heartbeat_s)
             heard = {one.status.peer for one in lately}
             listeners = [peer for peer in self.members if peer not in heard and not self.presence.has_left(peer)]
+            if self._beats % PROBE_BEATS == 0:
+                listeners += self._lost_from_sight()
         else:
             listeners = [self.leader]
         for peer in listeners:
             self._out.send(peer, status)
+
+    def _lost_from_sight(self) -> list[PeerId]:
+        """Some of those who are silent, not members and have not said goodbye: a few each time, all in turn."""
+        fresh = {heard.status.peer for heard in self.presence.fresh(self._now_s)} | set(self.members)
+        silent = [one.status.peer for one in self.presence.roll.all() if not one.left and one.status.peer not in fresh]
+        first = self._beats // PROBE_BEATS * PROBED % max(1, len(silent))
+        return (silent[first:] + silent[:first])[:PROBED]
 
     # ---------------------------------------------------------------- small change
 

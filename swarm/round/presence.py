@@ -60,6 +60,11 @@ class Presence:
         ]
         return tuple(sorted(ahead, key=key_of, reverse=True))
 
+    def best_ahead_of(self, chain: ChainState, now_s: float) -> Heard | None:
+        """Whoever stands at the best head above ours, with its signed words."""
+        ahead = self.ahead_of(chain, now_s)
+        return self.roll.get(ahead[0].peer) if ahead else None
+
     def has_left(self, peer: PeerId) -> bool:
         """Whether a peer said goodbye, and nothing since."""
         heard = self.roll.get(peer)

@@ -24,6 +24,7 @@ from swarm.messages import (
     CheckpointRecord,
     Chunk,
     Contribution,
+    CutHint,
     Events,
     GetBlob,
     GetCheckpoint,
@@ -36,6 +37,7 @@ from swarm.messages import (
     Goodbye,
     Log,
     ManifestBytes,
+    MergeOffer,
     Peers,
     PeerStatus,
     Refused,
@@ -48,7 +50,19 @@ from tests.unit.small_swarm import commit_on, log_of, state_at
 
 ASKER = keypair(2)
 BLOB = bytes(range(251)) * 5000
-ONE_WAY = ("status", "contribution", "brief", "opened", "cut", "holding", "commit", "view", "goodbye")
+ONE_WAY = (
+    "status",
+    "contribution",
+    "brief",
+    "opened",
+    "cut",
+    "holding",
+    "commit",
+    "view",
+    "merge",
+    "barred",
+    "goodbye",
+)
 REQUESTS = tuple(purpose for purpose in PURPOSES if purpose.startswith("get-"))
 
 
@@ -185,7 +199,9 @@ def test_each_kind_is_a_request_a_one_way_message_or_refused(server: Server, pur
     heard: list[tuple[Any, Any, bytes]] = []
     server.connect(lambda *what: heard.append(what), list)
     message = example_of(PURPOSES[purpose])
-    signer = AUTHOR if purpose in ("status", "contribution") else ASKER  # what speaks of a peer is signed by it
+    signer = (
+        AUTHOR if purpose in ("status", "contribution", "merge") else ASKER
+    )  # what speaks of a peer is signed by it
     raw = seal_message(signer, RUN, message)
     if purpose in ONE_WAY:
         assert asyncio.run(server.handle(signer.peer_id, raw)) == b""
@@ -198,15 +214,16 @@ def test_each_kind_is_a_request_a_one_way_message_or_refused(server: Server, pur
         assert heard == []
 
 
-def test_nobody_speaks_for_another_but_contributions_are_passed_on(server: Server) -> None:
+def test_nobody_speaks_for_another_but_what_speaks_of_its_author_is_passed_on(server: Server) -> None:
     heard: list[Any] = []
     server.connect(lambda sender, message, raw: heard.append((sender, message)), list)
-    for message in (Goodbye("left"), GetState(), example_of(PeerStatus)):
+    for message in (Goodbye("left"), GetState(), CutHint(0, blob_digest(b"head"), "now")):
         with pytest.raises(BadSignature, match="passed on"):
             asyncio.run(server.handle(ASKER.peer_id, seal_message(AUTHOR, RUN, message)))
-    contribution: Contribution = example_of(Contribution)
-    asyncio.run(server.handle(ASKER.peer_id, seal_message(AUTHOR, RUN, contribution)))
-    assert heard == [(ASKER.peer_id, contribution)]
+    for kind in (PeerStatus, Contribution, MergeOffer):
+        heard.clear()
+        asyncio.run(server.handle(ASKER.peer_id, seal_message(AUTHOR, RUN, example_of(kind))))
+        assert heard == [(ASKER.peer_id, example_of(kind))]
 
 
 def test_a_status_that_could_not_be_passed_on_is_refused(server: Server) -> None:
