@@ -34,7 +34,7 @@ COMMIT_TIMEOUT_S: Final = 120.0
 STOP_TIMEOUT_S: Final = 8.0
 PULL_TIMEOUT_S: Final = 60.0
 _BARNRAISE: Final = (sys.executable, "-m", "peer")
-_CONFIG: Final = """\
+CONFIG: Final = """\
 # A run of the demo's size: a byte-level GPT-NeoX on the text of Python's standard library.
 preset = "tiny"
 name = "demo"
@@ -189,7 +189,7 @@ def _play(stage: _Stage, seconds: int) -> Outcome:
 
 def _make_run(stage: _Stage, local_steps: int) -> None:
     config = stage.out / "run.toml"
-    config.write_text(_CONFIG.format(local_steps=local_steps))
+    config.write_text(CONFIG.format(local_steps=local_steps))
     command = [*_BARNRAISE, "new", str(config), "-o", str(stage.out / "run.manifest")]
     command += ["--home", str(stage.out / "peer-1"), "--local"]
     made = subprocess.run(

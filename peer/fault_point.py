@@ -30,7 +30,7 @@ import psutil
 
 from swarm.digest import Digest
 from swarm.errors import ConfigError
-from swarm.messages import Commit, GetChunk, GetState, StateRecord
+from swarm.messages import Activity, Commit, GetChunk, GetState, StateRecord
 
 if TYPE_CHECKING:
     from swarm.round.participant import Participant
@@ -42,6 +42,7 @@ PHASES: Final = {
     "cut-saved": "a cut is saved, nobody has heard of it",
     "fetch": "the length and chunk digests of a blob are here, a chunk is about to be asked for",
     "serve": "a chunk has been asked for and is about to be served",
+    "exchange": "one of the last two, after the own cut of this round",
     "commit-decided": "a leader has decided a commit and told nobody",
     "commit-alone": "a leader has moved to its own commit, on disk, and told nobody",
     "commit-one-told": "one other peer has been told of the commit",
@@ -127,6 +128,7 @@ class _Armed:
     pace_s: float
     version: int = 0
     role: str = "joiner"
+    has_cut: bool = False
     reported: dict[Digest, None] = field(default_factory=dict)  # roots of states that we reported
     commit: Digest | None = None  # the parent of the commit that is being told
     told: int = 0
@@ -213,6 +215,8 @@ def reached(phase: str) -> None:
         time.sleep(_armed.pace_s)
     if phase == "head-saved" and _armed.telling:
         _armed.reached("commit-alone")
+    if phase == "fetch" and _armed.has_cut:
+        _armed.reached("exchange")
     _armed.reached(phase)
 
 
@@ -223,6 +227,7 @@ def stands(participant: Participant) -> None:
     _armed.version = participant.chain.version
     is_member = participant.me.peer in participant.members and not participant.syncing
     _armed.role = ("leader" if participant.is_leader else "member") if is_member else "joiner"
+    _armed.has_cut = participant.activity == Activity.PENDING
 
 
 def serves(message: object, state: StateRecord | None) -> None:
@@ -234,6 +239,8 @@ def serves(message: object, state: StateRecord | None) -> None:
         while len(_armed.reported) > _SERVED:
             del _armed.reported[next(iter(_armed.reported))]
     if isinstance(message, GetChunk):
+        if _armed.has_cut:
+            _armed.reached("exchange")
         _armed.reached("serve", "donor" if message.root in _armed.reported else "")
 
 

@@ -8,6 +8,7 @@ python -m tests.system.chaos --short | --list | --json FILE | --repeat 3 | --lan
 from __future__ import annotations
 
 import argparse
+import contextlib
 import json
 import shutil
 import sys
@@ -21,6 +22,7 @@ from tests.system.chaos.arena import JOINER, MONITOR, NAMES
 from tests.system.chaos.cells import LINK, Cell, all_cells, short_cells
 from tests.system.chaos.links import Links, NoLinks
 from tests.system.chaos.matrix import Matrix, Result
+from tests.system.launcher import Launcher
 
 
 def main() -> int:
@@ -53,8 +55,10 @@ def main() -> int:
         print(result.line, flush=True)
 
     try:
-        for _ in range(options.repeat):
-            Matrix(folder, tell).run(cells, options.lanes, not why_no_links)
+        with contextlib.closing(Launcher(folder)) as launcher:
+            matrix = Matrix(folder, launcher, tell)
+            for _ in range(options.repeat):
+                matrix.run(cells, options.lanes, not why_no_links)
     except KeyboardInterrupt:
         print("stopped; everything it started has ended", flush=True)
     held = sum(result.held for result in results)

@@ -49,8 +49,9 @@ class Result:
 class Matrix:
     """Tries cells and tells of each as it is done. What a failed one wrote stays in `folder`."""
 
-    def __init__(self, folder: Path, tell: Callable[[Result], None]) -> None:
+    def __init__(self, folder: Path, launcher: Launcher, tell: Callable[[Result], None]) -> None:
         self._folder = folder
+        self._launcher = launcher
         self._tell = tell
         self._cells: list[Cell] = []
         self._lock = threading.Lock()
@@ -61,9 +62,8 @@ class Matrix:
         """Returns when all are tried. `with_links`: one lane has links that can be cut; else there are no such cells."""
         self._cells = list(cells)
         self._stopping.clear()
-        launcher = Launcher(self._made(f"launcher-{next(self._numbers)}"))
         linked = [with_links and any(cell.fault == LINK for cell in cells)] + [False] * (lanes - 1)
-        threads = [threading.Thread(target=self._lane, args=(launcher, one), daemon=True) for one in linked]
+        threads = [threading.Thread(target=self._lane, args=(one,), daemon=True) for one in linked]
         try:
             for thread in threads:
                 thread.start()
@@ -75,13 +75,6 @@ class Matrix:
             for thread in threads:
                 thread.join(60.0)
             raise
-        finally:
-            launcher.close()
-
-    def _made(self, name: str) -> Path:
-        path = self._folder / name
-        path.mkdir(parents=True)
-        return path
 
     def _next(self, has_links: bool) -> Cell | None:
         """The next cell for a lane. One with links leaves the others to the others as long as there are any of its own."""
@@ -95,21 +88,21 @@ class Matrix:
             self._cells.remove(cell)
             return cell
 
-    def _lane(self, launcher: Launcher, has_links: bool) -> None:
+    def _lane(self, has_links: bool) -> None:
         cell = self._next(has_links)
         with ExitStack() as stack:
             links = stack.enter_context(Links((*NAMES, JOINER, MONITOR))) if has_links else None
             while cell is not None:
                 folder = self._folder / f"swarm-{next(self._numbers)}"
-                cell = self._on_one_swarm(folder, launcher, links, cell)
+                cell = self._on_one_swarm(folder, links, cell)
 
-    def _on_one_swarm(self, folder: Path, launcher: Launcher, links: Links | None, cell: Cell) -> Cell | None:
+    def _on_one_swarm(self, folder: Path, links: Links | None, cell: Cell) -> Cell | None:
         """Tries cells until one fails; returns the next one, None when there is none. The last one has held only once the
         swarm has ended and left nothing behind."""
         last: Result | None = None
         began_s = time.monotonic()
         try:
-            with Arena(folder, launcher, links) as arena:
+            with Arena(folder, self._launcher, links) as arena:
                 while last is None:
                     began_s = time.monotonic()
                     result = Result(cell, try_cell(arena, cell), "", time.monotonic() - began_s, os.getloadavg()[0])
