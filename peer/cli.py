@@ -8,8 +8,9 @@ from __future__ import annotations
 
 import os
 import sys
+import threading
 from pathlib import Path
-from typing import Annotated
+from typing import Annotated, Final
 
 import typer
 
@@ -33,6 +34,7 @@ Examples:
   python run_peer.py --local --rounds 5              try it on this machine alone, five rounds
 """
 
+_LAST_WORDS_S: Final = 0.5
 _MAINTAIN = {"allow_extra_args": True, "ignore_unknown_options": True, "help_option_names": []}
 
 app = typer.Typer(
@@ -166,9 +168,16 @@ def demo(
 
 def _end(code: int) -> None:
     """Ends the process now. All is saved and closed; taking the interpreter apart with torch in it takes seconds more."""
+    # In a thread: a terminal that is paused would take the last words only when it is let go.
+    flushing = threading.Thread(target=_flush, daemon=True)
+    flushing.start()
+    flushing.join(_LAST_WORDS_S)
+    os._exit(code)
+
+
+def _flush() -> None:
     sys.stdout.flush()
     sys.stderr.flush()
-    os._exit(code)
 
 
 def _hand_over(context: typer.Context) -> None:

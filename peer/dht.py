@@ -19,6 +19,7 @@ from hivemind.dht.crypto import DHTRecord, RecordValidatorBase
 from hivemind.dht.routing import DHTID
 from hivemind.dht.storage import DHTLocalStorage
 from hivemind.p2p import P2P, PeerID
+from hivemind.utils.logging import use_hivemind_log_handler
 from hivemind.utils.multiaddr import Multiaddr
 from hivemind.utils.serializer import MSGPackSerializer
 
@@ -116,6 +117,7 @@ class Noticeboard:
     async def attach(self, control_path: str, sockets: SocketDirectory) -> None:
         """Starts a node over the daemon whose control socket that is."""
         serializer_guard.install()
+        use_hivemind_log_handler("nowhere")  # its own would write to the terminal from within our loop
         # hivemind keeps its own socket in /tmp, where nobody would remove it after a sudden death: into ours with it.
         own_p2p: Any = type("_OwnP2P", (P2P,), {"_UNIX_SOCKET_PREFIX": f"/unix{sockets.path}/"})
         self._p2p = await own_p2p.replicate(Multiaddr(f"/unix{control_path}"))

@@ -12,6 +12,7 @@ from typing import Final
 from peer import fault_point
 from peer.home import open_default_home, open_home, safe_name
 from peer.options import PeerOptions
+from peer.printing import QueuedLogs
 from peer.run_file import read_run_file
 from peer.screen import Screen, error_line
 from peer.stopping import Stopping
@@ -28,7 +29,6 @@ def run_peer(options: PeerOptions) -> int:
     """Runs a peer until it is told to stop; returns the exit code."""
     stopping = Stopping()
     stopping.install()
-    _set_up_logs()
     try:
         screen = Screen(quiet=options.quiet, json_events=options.json_events)
     except BarnraiseError as error:
@@ -125,15 +125,18 @@ def make_run(
     except LocalError:
         raise
     except (BarnraiseError, OSError) as error:
+        screen.close()
         error_line(error)
         return EXIT_FAILED
     finally:
         screen.close()
 
 
-def _set_up_logs() -> None:
+def _set_up_logs(screen: Screen) -> None:
+    """Warnings of all, and more of ours if asked, on standard error; through the printer, as they come from the loop too."""
     level = os.environ.get(LOG_ENV, "WARNING").upper()
-    logging.basicConfig(level=logging.WARNING, format="%(asctime)s %(levelname)s %(name)s: %(message)s")
+    form = "%(asctime)s %(levelname)s %(name)s: %(message)s"
+    logging.basicConfig(level=logging.WARNING, format=form, handlers=[QueuedLogs(screen.printer)])
     known = logging.getLevelNamesMapping()
     for name in ("peer", "swarm"):
         logging.getLogger(name).setLevel(known.get(level, logging.WARNING))

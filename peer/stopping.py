@@ -9,6 +9,7 @@ from __future__ import annotations
 
 import contextlib
 import os
+import select
 import signal
 import sys
 import threading
@@ -66,12 +67,13 @@ class Stopping:
         if self._thread is not None:
             self._thread.remove_sockets()
         if sys.stderr.isatty():
-            _write(f"barnraise: {why}")
-            os.write(sys.stderr.fileno(), b"\x1b[?25h")  # the moving last line hides the cursor
+            _write(f"barnraise: {why}", "\x1b[?25h")  # the moving last line hides the cursor
         os._exit(code)
 
 
-def _write(line: str) -> None:
-    """A line on the terminal from inside a signal handler: past all locks, on a line of its own."""
-    with contextlib.suppress(OSError):
-        os.write(sys.stderr.fileno(), f"\r\x1b[K{line}\r\n".encode())
+def _write(line: str, behind: str = "") -> None:
+    """A line on the terminal from inside a signal handler: past all locks, on a line of its own; none on a paused one."""
+    with contextlib.suppress(OSError, ValueError):
+        number = sys.stderr.fileno()
+        if select.select([], [number], [], 0)[1]:
+            os.write(number, f"\r\x1b[K{line}\r\n{behind}".encode())
