@@ -267,7 +267,7 @@ class BlobFetch:
     def on_cancelled(self, ask: Ask) -> None:
         """Takes note that the shell has ended a request that was not wanted any more."""
         if ask.piece != _INFO:
-            self._known[ask.to].landed(self._now_s)
+            self._known[ask.to].given_up(self._now_s)
         self._take_back(ask.to, {ask.piece})
 
     def on_failure(self, peer: PeerId, reason: str, *, refused: bool = False, ask: Ask | None = None) -> None:

@@ -29,7 +29,7 @@ class Standing:
     """One holder. `in_flight` counts the chunks asked of it that have no outcome yet."""
 
     in_flight: int = 0
-    is_proved: bool = False  # its last chunk was right
+    is_proved: bool = False  # its last chunk was right, and not long ago if it owes us more
     wrong_at_s: float | None = None
     num_busy: int = 0  # in a row
     rests_until_s: float = 0.0  # it has said that it is busy
@@ -72,6 +72,14 @@ class Standing:
         """One chunk asked of it has its outcome, whichever."""
         self._took_s += max(0.0, now_s - self._heard_s)
         self._heard_s = max(now_s, self._heard_s)
+        self.in_flight = max(0, self.in_flight - 1)
+
+    def given_up(self, now_s: float) -> None:
+        """One chunk asked of it is waited for no longer, as another holder was sooner. That is no sign of life."""
+        if self.silence_s(now_s) > _GUESS_S:
+            self.is_proved = False
+        if self.in_flight == 1:
+            self._took_s += self.silence_s(now_s)
         self.in_flight = max(0, self.in_flight - 1)
 
     def sent_right(self) -> None:
