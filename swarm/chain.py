@@ -27,6 +27,7 @@ MAX_ENTRIES: Final = 1024  # contributions of one commit
 MAX_HOLES: Final = 32  # unlisted numbers remembered below a peer's highest; older ones can never be listed
 MAX_BARRED: Final = 64  # heads that lost their blobs; the newest are remembered
 MAX_RECENT: Final = 8  # heads before the present one that a chain remembers: a merge may start from them
+_FARTHEST: Final = 1 << 61  # of numbers and slots that a merge may bring: a chain has to be able to count on from there
 MAX_AGE_VERSIONS: Final = 2  # a contribution may be listed so many versions after the one it was cut at
 
 
@@ -94,7 +95,7 @@ class Merge:
     tokens: U63  # of the left chain, since genesis
     cursor: U63  # the first sample slot behind the leases of the left head
     listed: Annotated[tuple[ListedNumbers, ...], MaxLen(MAX_ROSTER)]  # of the left chain, where ours lacks any; sorted
-    base: Digest  # a head of this chain, now or lately
+    base: Digest  # a head of this chain, now or lately, with no merge since
     root: Digest  # of the blob: the left anchor minus the one at `base`
     num_bytes: U63
 
@@ -126,7 +127,7 @@ class ChainState:
     roster: Annotated[tuple[PeerId, ...], MaxLen(MAX_ROSTER)]  # sorted; empty only at genesis
     entries: U32  # contributions in the last commit; 0 at genesis
     barred: Annotated[tuple[Digest, ...], MaxLen(MAX_BARRED)] = ()
-    recent: Annotated[tuple[Digest, ...], MaxLen(MAX_RECENT)] = ()  # the heads before this one, newest first
+    recent: Annotated[tuple[Digest, ...], MaxLen(MAX_RECENT)] = ()  # the heads before it since a merge, newest first
 
     @property
     def key(self) -> tuple[int, int, bytes]:
@@ -220,6 +221,9 @@ def check_merge(state: ChainState, merge: Merge) -> None:
             not 0 < hole < numbers.highest for hole in numbers.holes
         ):
             raise InvalidList(f"the numbers of {numbers.author} in a merge have holes out of order or out of range")
+    farthest = max([merge.cursor, *(numbers.highest for numbers in merge.listed)])
+    if farthest > _FARTHEST:
+        raise InvalidList(f"a number or slot {farthest} in a merge, at most {_FARTHEST} are allowed")
     if sum(numbers.tokens for numbers in merge.listed) > merge.tokens or merge.tokens > state.tokens:
         raise InvalidList(
             f"a merge of a branch of {merge.tokens} tokens into one of {state.tokens}: the larger one stays"
@@ -227,6 +231,8 @@ def check_merge(state: ChainState, merge: Merge) -> None:
     united = _united(state.listed, merge.listed)
     if len(united) > MAX_ROSTER:
         raise InvalidList(f"{len(united)} authors on one chain, at most {MAX_ROSTER} are allowed")
+    if _tokens(united) >= 1 << 63:
+        raise InvalidList(f"{_tokens(united)} tokens on one chain, less than {1 << 63} are allowed")
     if _tokens(united) <= state.tokens:
         raise InvalidList(f"a merge of {merge.left}, whose numbers are all listed here")
 
@@ -286,7 +292,8 @@ def apply(state: ChainState, commit: CommitList, lease_windows: int) -> ChainSta
         roster=roster,
         entries=len(commit.entries) or state.entries,
         barred=(*state.barred, *commit.barred)[-MAX_BARRED:],
-        recent=(state.head, *state.recent)[:MAX_RECENT],
+        # Another branch, encoded for a head before this merge, would count the weight of ours that is gone.
+        recent=() if commit.merge is not None else (state.head, *state.recent)[:MAX_RECENT],
     )
 
 

@@ -30,8 +30,13 @@ _CODEC: Final = Int8Codec(MERGE_BLOCK)
 
 
 def encode_merge(math: RunMath, left: SharedState, base: SharedState) -> bytes:
-    """The blob of a branch: its anchor minus the one at `base`. Equal on every peer of the branch."""
+    """The blob of a branch: its anchor minus the one at `base`. Equal on every peer of the branch.
+
+    Raises MalformedBytes for anchors so far apart that nobody would take the blob.
+    """
     difference_N = left.anchor_N - base.anchor_N
+    if not bool((difference_N.abs() <= MAX_MAGNITUDE).all()):
+        raise MalformedBytes(f"the anchors of two branches differ by more than {MAX_MAGNITUDE:.3g}")
     payloads = [_CODEC.encode(difference_N[math.layout.slice_of(unit.index)]) for unit in math.layout.units]
     return pack_contribution(_CODEC, 0, payloads)
 

@@ -216,7 +216,8 @@ def _by_snapshot(request: CatchUpRequest) -> CatchUpMachine:
         if fault:
             faults.append(f"version {record.chain.version}: {fault}")
             continue
-        if keep_progress and not request.gives_up and left_behind(own, record.chain):
+        may_merge = keep_progress and not request.gives_up and own.head not in record.chain.barred
+        if may_merge and left_behind(own, record.chain):
             return PrepareMerge(record, num_bytes)
         return Adopt(record, keep_progress, num_bytes, left_tokens(own, record.chain))
     return Failed("; ".join(faults))

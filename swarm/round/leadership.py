@@ -15,7 +15,7 @@ from swarm.identity import PeerId
 from swarm.messages import Activity, Commit, RoundOpened
 from swarm.round.choose import Deadlines, RoundView
 from swarm.round.exchange import Exchange
-from swarm.round.facts import Received
+from swarm.round.facts import Fetch, Received
 from swarm.round.leader import Leading, lost_by
 from swarm.round.merges import Merges
 from swarm.round.outbox import Outbox
@@ -84,10 +84,11 @@ class Leadership:
 
     def _merging_commit(self, leading: Leading, view: RoundView, now_s: float) -> Commit | None:
         """The commit that merges a branch offered to us, once its blob is here."""
-        offered = self.merges.wanted(now_s)
-        if offered is None or not self._seat.exchange.holds(offered.merge.root):
-            return None
-        return leading.merge(offered, view, self._deadlines)
+        for one in self.merges.ask():
+            if not self._seat.exchange.holds(one.merge.root):
+                self._seat.out.add(Fetch(one.merge, tuple(sorted(one.holders))))
+        offered = self.merges.wanted(self._seat.exchange.holds, now_s)
+        return None if offered is None else leading.merge(offered, view, self._deadlines)
 
     def _open_round(self, leading: Leading, now_s: float) -> bool:
         turn, out = self._seat.turn, self._seat.out

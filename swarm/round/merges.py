@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+from collections.abc import Callable
 from dataclasses import dataclass
 from typing import Final
 
@@ -21,6 +22,7 @@ class Offered:
     merge: Merge
     holders: set[PeerId]
     since_s: float
+    is_asked: bool = False  # its blob is here or on its way
 
 
 class Merges:
@@ -28,30 +30,42 @@ class Merges:
 
     def __init__(self, gather_s: float) -> None:
         self._gather_s = gather_s  # several peers of a branch come with different heads of it: the last one is wanted
-        self._offers: dict[Digest, Offered] = {}
+        self._offers: dict[Merge, Offered] = {}  # of two that tell one blob differently both stand
 
-    def offered(self, offer: MergeOffer, chain: ChainState, now_s: float) -> bool:
-        """Takes an offer; returns whether it is new and may be merged. Raises InvalidList for one that may not."""
-        known = self._offers.get(offer.merge.root)
-        if known is not None and known.merge == offer.merge:
-            known.holders.add(offer.author)
-            return False
-        chains.check_merge(chain, offer.merge)
-        if len(self._offers) >= MAX_OFFERS:
-            return False
-        self._offers[offer.merge.root] = Offered(offer.merge, {offer.author}, now_s)
-        return True
+    def offered(self, offer: MergeOffer, chain: ChainState, now_s: float) -> None:
+        """Takes an offer. Raises InvalidList for a branch that may not be merged."""
+        known = self._offers.get(offer.merge)
+        if known is None:
+            chains.check_merge(chain, offer.merge)
+            known = Offered(offer.merge, set(), now_s)
+        # Whoever offers another branch, or another head of it, offers the one before no more; nobody waits anew for it.
+        for one in self._offers.values():
+            if offer.author in one.holders:
+                known.since_s = min(known.since_s, one.since_s)
+                one.holders.discard(offer.author)
+        known.holders.add(offer.author)
+        self._offers = {merge: one for merge, one in self._offers.items() if one.holders}
+        if len(self._offers) < MAX_OFFERS:
+            self._offers[offer.merge] = known
 
-    def wanted(self, now_s: float) -> Offered | None:
-        """The branch to merge next: of those on the table the one with most tokens, once offers had time to gather."""
-        best = max(self._offers.values(), key=lambda one: (one.merge.tokens, one.merge.left.raw), default=None)
-        if best is None or now_s - min(one.since_s for one in self._offers.values()) < self._gather_s:
+    def ask(self) -> tuple[Offered, ...]:
+        """Those whose blobs are to be fetched now. Whoever takes the lead asks for what was offered before, too."""
+        unasked = tuple(one for one in self._offers.values() if not one.is_asked)
+        for one in unasked:
+            one.is_asked = True
+        return unasked
+
+    def wanted(self, holds: Callable[[Digest], bool], now_s: float) -> Offered | None:
+        """The branch to merge next: the one with most tokens of those whose blobs are here, once offers had time to gather.
+        One whose blob does not come keeps nobody waiting."""
+        if not self._offers or now_s - min(one.since_s for one in self._offers.values()) < self._gather_s:
             return None
-        return best
+        here = (one for one in self._offers.values() if holds(one.merge.root))
+        return max(here, key=lambda one: (one.merge.tokens, one.merge.left.raw), default=None)
 
     def fail(self, root: Digest) -> None:
         """Its blob could not be had: the next one may."""
-        self._offers.pop(root, None)
+        self._offers = {merge: one for merge, one in self._offers.items() if merge.root != root}
 
     def clear(self) -> None:
         """A new head."""

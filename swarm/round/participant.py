@@ -43,7 +43,6 @@ from swarm.round.facts import (
     CutDone,
     Effect,
     Fact,
-    Fetch,
     Figures,
     HeadReached,
     Measured,
@@ -323,14 +322,11 @@ class Participant:
         if self.syncing or self._passage.knows_better:
             return
         try:
-            is_new = self._leadership.merges.offered(offer, self.chain, self._now_s)
+            self._leadership.merges.offered(offer, self.chain, self._now_s)
         except RemoteError:
             return  # it is merged already, or late: its author will see, and offer again
-        if not self.is_leader:
-            if sender == offer.author:
-                self._out.send(self.leader, offer, sealed)
-        elif is_new and not self._exchange.holds(offer.merge.root):
-            self._out.add(Fetch(offer.merge, tuple(dict.fromkeys((offer.author, sender)))))
+        if not self.is_leader and sender == offer.author:
+            self._out.send(self.leader, offer, sealed)
 
     def _blob_stored(self, root: Digest) -> None:
         self._exchange.stored(root)
