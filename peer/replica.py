@@ -169,7 +169,8 @@ class Replica:
         unknown base, InvalidList or MalformedBytes for a commit that cannot be applied; then nothing has changed."""
         beside = self._beside
         if beside is not None and beside.state.chain.head == base:
-            kept, log, start = [beside], tuple(commits), None
+            # A merge may be undone as any commit: what was listed here in the last versions is kept as long as theirs.
+            kept, log, start = [beside], tuple(commits), self._versions[0].state.chain
         else:
             found = self.version_of(base)
             if found is None:
@@ -221,8 +222,10 @@ class Replica:
         ledger = moved.ledger
         for seq in list(ledger.pending):
             announced = self.contributions.get(seq)
-            if announced is None or announced[0].version + MAX_AGE_VERSIONS < new.chain.version:
-                ledger = withdraw(ledger, seq)  # no commit can list it any more; its work goes into the next cut
+            if announced is None or abs(announced[0].version - new.chain.version) > MAX_AGE_VERSIONS:
+                # No commit can list it any more, or not for long, when a merge led from a longer chain to a shorter one;
+                # its work goes into the next cut.
+                ledger = withdraw(ledger, seq)
                 record = moved.ledger.pending[seq]
                 self.work.tokens += record.tokens
                 self.work.steps += record.steps
@@ -232,7 +235,7 @@ class Replica:
         self._beside = None
         self.store.pin(_BESIDE, ())  # of what the log names, the next generation takes care
         self.next_seq = max(self.next_seq, new.chain.highest_seq(self.author) + 1)
-        if not self.work.steps:
+        if not self.work.steps or self.work.since_version > new.chain.version:
             self.work.since_version = new.chain.version
         remembered = {*ledger.pending, *ledger.listed, *ledger.withdrawn}
         self.contributions = {seq: one for seq, one in self.contributions.items() if seq in remembered}
