@@ -202,18 +202,29 @@ class BlobStore:
         with disk_errors(self._folder / "*"):
             for path in list(self._folder.iterdir()):
                 root = _root_named(path.name)
-                if root is not None and self._set_aside_unless_pinned(root, path):
-                    path.with_name(path.name + _GONE).unlink(missing_ok=True)
+                gone = path.with_name(path.name + _GONE)
+                if root is not None and self._move_unless_pinned(root, path, gone):
+                    gone.unlink(missing_ok=True)
                     removed += 1
         return removed
 
-    def _set_aside_unless_pinned(self, root: Digest, path: Path) -> bool:
+    def set_aside(self, folder: Path) -> None:
+        """Moves every blob that nobody pins to another folder of the same disk. Raises StateError."""
+        make_folder(folder)
+        with disk_errors(self._folder / "*"):
+            for path in list(self._folder.iterdir()):
+                root = _root_named(path.name)
+                if root is not None:
+                    self._move_unless_pinned(root, path, folder / path.name)
+            sync(folder)
+
+    def _move_unless_pinned(self, root: Digest, path: Path, target: Path) -> bool:
         # Under the lock, so that a pin comes before or after; only a rename, as the network's loop waits for that lock.
         with self._lock:
             if any(root in pin.roots for pin in self._pins.values()):
                 return False
             self._infos.pop(root, None)
-            path.replace(path.with_name(path.name + _GONE))
+            path.replace(target)
             return True
 
     def _write_lasting(self) -> None:

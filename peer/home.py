@@ -2,6 +2,7 @@
 
 DATA/runs/<run>/<name>/     default homes, one per run and peer; DATA/last names the one used last
 identity.key  run.manifest  listen  state/  blobs/  checkpoints/  peers.book  lock
+damaged-1/ ...              state and blobs that could not be taken up again, for people to look at
 DATA/cache/                 text and tokens, shared by all runs
 """
 
@@ -16,7 +17,7 @@ from typing import IO, Final
 
 import platformdirs
 
-from peer.disk import disk_errors, make_folder, sweep, write_whole
+from peer.disk import disk_errors, make_folder, sweep, sync, write_whole
 from swarm.digest import Digest
 from swarm.errors import BadSignature, ConfigError, MalformedBytes, StateError
 from swarm.identity import Keypair, load_or_create_keypair, store_keypair
@@ -27,6 +28,7 @@ MAX_DEFAULT_HOMES: Final = 64  # peers of one run and user on one machine
 _MANIFEST: Final = "run.manifest"
 _LISTEN: Final = "listen"
 _PARTIAL: Final = ".part"
+_DAMAGED: Final = "damaged-"
 
 
 def data_folder() -> Path:
@@ -72,6 +74,24 @@ class Home:
     @property
     def book(self) -> Path:
         return self.path / "peers.book"
+
+    @property
+    def set_aside(self) -> list[Path]:
+        """Folders with what was found damaged, the newest last."""
+        numbered = [path for path in self.path.glob(f"{_DAMAGED}*") if path.name[len(_DAMAGED) :].isdecimal()]
+        return sorted(numbered, key=lambda path: int(path.name[len(_DAMAGED) :]))
+
+    def set_state_aside(self) -> Path:
+        """Moves the damaged state to a new folder of its own, which is returned. Raises StateError."""
+        last = self.set_aside[-1:]
+        number = int(last[0].name[len(_DAMAGED) :]) + 1 if last else 1
+        folder = self.path / f"{_DAMAGED}{number}"
+        make_folder(folder)
+        with disk_errors(self.state):
+            self.state.rename(folder / self.state.name)
+            sync(folder)
+            sync(self.path)
+        return folder
 
     def keypair(self) -> Keypair:
         """This peer's identity, made on first use."""

@@ -97,12 +97,13 @@ class Node:
 
     # ---------------------------------------------------------------- life
 
-    async def run(self, started: Event) -> None:
+    async def run(self, *first: Event) -> None:
         """Serves, beats and follows the round until `leave` was called; raises what the network cannot survive."""
         async with asyncio.TaskGroup() as self._tasks:
             loop = asyncio.get_running_loop()
             self._parts.network.transport.serve(self._parts.server.handle)
-            self._happened(started)
+            for event in first:
+                self._happened(event)
             self._parts.handoff.listen(loop, self._reports.put_nowait)
             own = [
                 self._tasks.create_task(self._ticker(), name="ticker"),

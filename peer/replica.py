@@ -6,7 +6,8 @@ state; whoever hears of it hears of something that is on disk.
 
 from __future__ import annotations
 
-from collections.abc import Sequence
+from collections.abc import Callable, Sequence
+from contextlib import suppress
 from dataclasses import dataclass
 from typing import Final
 
@@ -18,19 +19,24 @@ from peer.saved import Generations, SavedCut, SavedState
 from swarm import chain as chains
 from swarm import wire
 from swarm.allreduce.codec import bytes_of, vector_from
-from swarm.allreduce.ledger import CutRecord, Ledger, Moved, cut, joined, move_head, withdraw
+from swarm.allreduce.ledger import UNDO_DEPTH, CutRecord, Ledger, Moved, cut, joined, move_head, withdraw
 from swarm.allreduce.merge import after_merge, encode_merge
 from swarm.allreduce.shared import RunMath, SharedState, after_commit, from_snapshot, snapshot
 from swarm.chain import MAX_AGE_VERSIONS, ChainState, Merge, left_behind
 from swarm.digest import Digest
-from swarm.errors import StateError
+from swarm.errors import RemoteError, StateError
 from swarm.identity import PeerId
-from swarm.lease import LeaseQueue
+from swarm.lease import LeaseQueue, leases
 from swarm.messages import Commit, Contribution, StateRecord, open_as, record_digest
+from swarm.round.commits import roots_of
 
 KEPT_STATES: Final = 3  # the present version and the two that an undo may go back to
 _BESIDE: Final = "beside"
+KEPT_LOG_BYTES: Final = 16 << 30  # of contributions; at 8 bits, 8 members of a 1.4 B model fill 11 GiB a commit
 KEPT_COMMITS: Final = 16  # for whoever missed a few rounds
+
+
+_Private = tuple[Tensor, Ledger, dict[int, tuple[Contribution, bytes]]]  # theta, ledger, contributions
 
 
 @dataclass(slots=True)
@@ -107,36 +113,68 @@ class Replica:
         self._ledger = joined(self.author, state)
         self.next_seq = max(self.next_seq, state.chain.highest_seq(self.author) + 1)
         self.work = Work(since_version=state.chain.version)
+        mine = leases(state.chain.cursor, state.chain.roster, self.math.lease_windows).get(self.author)
+        if mine is not None:  # a member that lost its past
+            self.leases.add(mine)
 
     def begin_from(self, record: StateRecord) -> None:
         """Starts without a past from a snapshot whose blobs are in the store. Raises MalformedBytes or StateError."""
-        blobs = [self.store.read(unit.root, check=True) for unit in record.units]
-        self.begin(from_snapshot(self.math, record, blobs))
+        self.begin(self._version_on_disk(record).state)
 
     def restore(self, saved: SavedState) -> Tensor:
         """Takes a saved generation up again; returns theta. Raises StateError or MalformedBytes, changing nothing."""
+        self._check_run(saved)
+        versions = [self._version_on_disk(record) for record in saved.states]
+        return self._take_up(saved, versions, self._private_on_disk(saved))
+
+    def salvage(self, saved: SavedState) -> tuple[Tensor, str]:
+        """Takes up what is whole of a damaged generation: the present version, those before it as far back as they are
+        whole, and our private part if all of it is. Returns theta, and what was wrong with the private part: then the
+        residual is zero, theta the anchor, and the contributions that wait are forgotten; their numbers are not used again.
+
+        Raises StateError or MalformedBytes when the present version itself is damaged; then nothing has changed.
+        """
+        self._check_run(saved)
+        versions = [self._version_on_disk(saved.states[-1])]
+        with suppress(StateError, RemoteError):
+            for record in reversed(saved.states[:-1]):
+                versions.insert(0, self._version_on_disk(record))
+        try:
+            return self._take_up(saved, versions, self._private_on_disk(saved)), ""
+        except (StateError, RemoteError) as error:
+            fault = str(error)
+        state = versions[-1].state
+        theta_N = self._take_up(saved, versions, (state.anchor_N, joined(self.author, state), {}))
+        self.work = Work(since_version=state.chain.version)
+        return theta_N, fault
+
+    def _check_run(self, saved: SavedState) -> None:
         if saved.run != self.run:
             raise StateError(f"it belongs to run {saved.run}, not {self.run}")
-        versions = []
-        for record in saved.states:
-            blobs = [self.store.read(unit.root, check=True) for unit in record.units]
-            versions.append(Version(from_snapshot(self.math, record, blobs), record))
+
+    def _version_on_disk(self, record: StateRecord) -> Version:
+        blobs = [self.store.read(unit.root, check=True) for unit in record.units]
+        return Version(from_snapshot(self.math, record, blobs), record)
+
+    def _private_on_disk(self, saved: SavedState) -> _Private:
         theta_N, residual_N = self._vector(saved.theta), self._vector(saved.residual)
         parts: tuple[dict[int, CutRecord], ...] = ({}, {}, {})
         for one in saved.cuts:
             tensors = (self._vector(one.delta), self._vector(one.before), self._vector(one.after))
             parts[one.standing][one.seq] = CutRecord(*tensors, one.tokens, one.steps, one.listed_at)
-        leases = LeaseQueue.from_value(wire.decode(saved.leases))
         contributions = {
             one.seq: (open_as(Contribution, one.sealed, run=self.run), one.sealed) for one in saved.cuts if one.sealed
         }
+        return theta_N, Ledger(self.author, residual_N, *parts), contributions
+
+    def _take_up(self, saved: SavedState, versions: list[Version], private: _Private) -> Tensor:
+        queue = LeaseQueue.from_value(wire.decode(saved.leases))
+        theta_N, self._ledger, self.contributions = private
         self._versions = versions
-        self._ledger = Ledger(self.author, residual_N, *parts)
-        self.leases = leases
+        self.leases = queue
         self.work = Work(saved.tokens_since_cut, saved.steps_since_cut, saved.since_version)
         self.incarnation, self.next_seq, self.view = saved.incarnation, saved.next_seq, saved.view
         self.log = saved.log
-        self.contributions = contributions
         self._generation = saved.generation
         return theta_N
 
@@ -146,6 +184,13 @@ class Replica:
         A number used twice would let a commit list the one blob and settle the other's record.
         """
         self.next_seq += generations
+
+    def start_over(self, generations: Generations, last_generation: int) -> None:
+        """Saves from now on among these, as if after `last_generation`, the last that a damaged state had: as no number
+        was ever as high as the generation it was saved with, those from there on are unused."""
+        self.generations = generations
+        self._generation = last_generation
+        self.next_seq = max(self.next_seq, last_generation + 1)
 
     # ---------------------------------------------------------------- the operations
 
@@ -179,7 +224,7 @@ class Replica:
             log, start = (*self._log_until(base), *commits), found.state.chain
         for commit in commits:
             step = after_commit if commit.commit.merge is None else after_merge
-            kept.append(self._versioned(step(self.math, kept[-1].state, commit.commit, self._read_blob)))
+            kept.append(self._versioned(step(self.math, kept[-1].state, commit.commit, self._checked_reader())))
         return self._move(kept[-KEPT_STATES:], log[-KEPT_COMMITS:], theta_N, start)
 
     def prepare_merge(self, record: StateRecord) -> Merge:
@@ -219,6 +264,7 @@ class Replica:
     ) -> Moved:
         new = versions[-1].state
         moved = move_head(self._ledger, self.present.state, new, theta_N, base)
+        self._take_back_withdrawn(moved.listed)
         ledger = moved.ledger
         for seq in list(ledger.pending):
             announced = self.contributions.get(seq)
@@ -231,7 +277,7 @@ class Replica:
                 self.work.steps += record.steps
                 if announced is not None:  # the leases of all the rounds it spans cap its weight
                     self.work.since_version = min(self.work.since_version, announced[0].since_version)
-        self._versions, self._ledger, self.log = versions, ledger, log
+        self._versions, self._ledger, self.log = versions, ledger, self._affordable(log)
         self._beside = None
         self.store.pin(_BESIDE, ())  # of what the log names, the next generation takes care
         self.next_seq = max(self.next_seq, new.chain.highest_seq(self.author) + 1)
@@ -240,6 +286,23 @@ class Replica:
         remembered = {*ledger.pending, *ledger.listed, *ledger.withdrawn}
         self.contributions = {seq: one for seq, one in self.contributions.items() if seq in remembered}
         return moved
+
+    def _affordable(self, log: tuple[Commit, ...]) -> tuple[Commit, ...]:
+        """The newest commits of a log, as many as the disk is to hold the blobs of, and always those of an undo."""
+        sizes = [self.store.size(roots_of(commit.commit)) for commit in log]
+        first = 0
+        while first < len(log) - UNDO_DEPTH and sum(sizes[first:]) > KEPT_LOG_BYTES:
+            first += 1
+        return log[first:]
+
+    def _take_back_withdrawn(self, listed: Sequence[int]) -> None:
+        """A withdrawn contribution that is listed after all took its tokens with it: they leave the coming cut, unless that
+        was made already, when the next number was given."""
+        for seq in listed:
+            record = self._ledger.withdrawn.get(seq)
+            if record is not None and seq == self.next_seq - 1:
+                self.work.tokens -= record.tokens
+                self.work.steps -= record.steps
 
     def _log_until(self, head: Digest) -> tuple[Commit, ...]:
         """The commits that lead to `head`; none if the log does not reach it."""
@@ -254,7 +317,7 @@ class Replica:
     def save(self, theta_N: Tensor, optimizer: bytes | None) -> None:
         """Writes a generation and removes blobs that no kept one names. Raises StateError; then the last one stands."""
         ledger = self._ledger
-        self._generation += 1
+        self._generation = max(self._generation + 1, self.next_seq)  # what `start_over` relies on
         saved = SavedState(
             generation=self._generation,
             run=self.run,
@@ -329,5 +392,13 @@ class Replica:
         self._digests[id(vector_N)] = (vector_N, root)
         return vector_N
 
-    def _read_blob(self, root: Digest) -> bytes:
-        return self.store.read(root)
+    def _checked_reader(self) -> Callable[[Digest], bytes]:
+        """Reads blobs, each as often as it is asked for, and checks its bytes the first time."""
+        checked: set[Digest] = set()
+
+        def read(root: Digest) -> bytes:
+            blob = self.store.read(root, check=root not in checked)
+            checked.add(root)
+            return blob
+
+        return read

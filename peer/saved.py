@@ -26,6 +26,7 @@ MAX_GENERATION_BYTES: Final = 64 << 20  # records, rosters and a commit log of a
 _MAGIC: Final = b"brnstate1"
 _CHECK_BYTES: Final = 32
 _PARTIAL: Final = ".part"
+_SUFFIX: Final = ".state"
 _Loaded = TypeVar("_Loaded")
 
 
@@ -64,6 +65,11 @@ class SavedState:
     steps_since_cut: U32
     since_version: U63
 
+    @property
+    def unlisted_tokens(self) -> int:
+        """Of work that no chain may ever hold if this is lost: since the last cut, and of what waits for a commit."""
+        return self.tokens_since_cut + sum(cut.tokens for cut in self.cuts if cut.standing == 0)
+
     def blobs(self) -> set[Digest]:
         """All that must not be removed while this generation is kept."""
         found = {self.theta, self.residual} | ({self.optimizer} if self.optimizer else set())
@@ -71,6 +77,15 @@ class SavedState:
         found |= {root for cut in self.cuts for root in (cut.delta, cut.before, cut.after)}
         found |= {root for commit in self.log for root in roots_of(commit.commit)}
         return found
+
+
+class NothingWhole(StateError):
+    """There are generations, and none can be taken up."""
+
+
+def last_generation(folder: Path) -> int:
+    """The highest generation that a folder has a file of, by its name alone; 0 when there is none."""
+    return max((int(path.stem) for path in folder.glob(f"*{_SUFFIX}") if path.stem.isdecimal()), default=0)
 
 
 class Generations:
@@ -91,7 +106,7 @@ class Generations:
             _parse(body)
         except MalformedBytes as error:
             raise LocalError(f"generation {state.generation} could not be read again: {error}") from None
-        path = self._folder / f"{state.generation:012d}.state"
+        path = self._folder / f"{state.generation:012d}{_SUFFIX}"
         write_whole(path, _MAGIC + blake3(body).digest() + body, path.with_suffix(_PARTIAL))
         with disk_errors(path):
             for old in self._paths()[KEPT_GENERATIONS:]:
@@ -104,7 +119,7 @@ class Generations:
         """What `restore` makes of the newest generation that is whole; None when there is none at all.
 
         `restore` raises StateError or RemoteError when blobs are missing or damaged; then the generation before is
-        tried, and `report` gets a line. Raises StateError when there are generations and none is whole.
+        tried, and `report` gets a line. Raises NothingWhole when there are generations and none is.
         """
         faults: list[str] = []
         for path in self._paths():
@@ -115,9 +130,7 @@ class Generations:
             except (StateError, RemoteError) as error:
                 faults.append(f"{path.name} is damaged: {error}")
         if faults:
-            raise StateError(
-                f"{self._folder}: no state file is whole ({'; '.join(faults)}); move the folder away to join afresh"
-            )
+            raise NothingWhole(f"{self._folder}: no state file is whole ({'; '.join(faults)})")
         return None
 
     def kept(self) -> list[SavedState]:
@@ -132,7 +145,7 @@ class Generations:
         return found
 
     def _paths(self) -> list[Path]:
-        return sorted(self._folder.glob("*.state"), reverse=True)
+        return sorted(self._folder.glob(f"*{_SUFFIX}"), reverse=True)
 
     def _read(self, path: Path) -> SavedState:
         with disk_errors(path):

@@ -8,15 +8,16 @@ from __future__ import annotations
 
 import asyncio
 import contextlib
+import math
 import sys
 import time
-from collections.abc import Iterator
+from collections.abc import Iterator, Sequence
 from typing import Final
 
 import torch
-from torch import Tensor
 
 from peer.address_book import AddressBook
+from peer.beginning import begin
 from peer.blob_store import BlobStore
 from peer.checkpoints import Checkpoints
 from peer.data.background import BackgroundWindows
@@ -29,12 +30,13 @@ from peer.first_words import fetch_from_known, fetch_manifest, fetch_state
 from peer.handoff import Handoff
 from peer.home import cache_folder, safe_name
 from peer.inner import make_inner_optimizer, planned_optimizer
-from peer.model import build_model, genesis_digest, initial_parameters, layout_of
+from peer.model import build_model, layout_of
 from peer.network import Network, NetworkConfig
 from peer.network_thread import NetworkThread
 from peer.node import Node
 from peer.node_parts import NodeParts
 from peer.options import PeerOptions
+from peer.pacing import Pacer
 from peer.replica import Replica
 from peer.saved import Generations
 from peer.screen import Screen
@@ -43,18 +45,18 @@ from peer.step import InnerTrainer, Precision, choose_micro_batch
 from peer.stopping import Stopping
 from peer.trainer import Trainer
 from swarm.allreduce.codec import make_codec
-from swarm.allreduce.layout import ModelLayout
 from swarm.allreduce.merge import check_merge_blob
 from swarm.allreduce.probe import run_probe
-from swarm.allreduce.shared import RunMath, check_contribution, genesis_state
+from swarm.allreduce.shared import RunMath, check_contribution
 from swarm.chain import Entry, Merge
 from swarm.config import RunConfig
 from swarm.digest import Digest
 from swarm.errors import BarnraiseError, DataError, StateError
-from swarm.events import PeerStarted
+from swarm.events import Event, PeerStarted
 from swarm.identity import Keypair
 from swarm.invite import Invite
 from swarm.messages import Contribution, record_digest, seal_message
+from swarm.pace import Upload
 from swarm.round.commits import Seals
 from swarm.round.own import Self
 from swarm.round.participant import Participant
@@ -143,7 +145,8 @@ class Peer:
         config = manifest.config
         self._train_deadline_s = config.round.train_deadline_s
         store = BlobStore(entrance.home.blobs)
-        server = Server(keypair, entrance.run, manifest.to_bytes(), store)
+        pacer = Pacer(Upload(_told_upload(self._options)), lambda: network.up_bytes)
+        server = Server(keypair, entrance.run, manifest.to_bytes(), store, pacer)
         # Whoever pastes the invite at once must not have to wait until text and model are ready here.
         thread.loop.call_soon_threadsafe(network.transport.serve, server.handle)
         self._introduce(entrance, keypair, network, config, device_reason)
@@ -165,7 +168,14 @@ class Peer:
             self._screen.fact("precision", precision_reason)
             self._screen.fact("micro-batch", batch_reason)
             replica = Replica(math, keypair.peer_id, entrance.run, store, Generations(entrance.home.state))
-            theta_N, saved_optimizer = self._begin(replica, config, layout, (thread, asker, network))
+            fetcher = Fetcher(asker, store)
+            begun = begin(
+                replica,
+                entrance.home,
+                config,
+                lambda: thread.call(fetch_state(asker, network, fetcher), None),
+                self._screen,
+            )
             windows = self._wait_for_text(text)
             checkpoints = Checkpoints(
                 entrance.home.checkpoints, entrance.run, config, layout, _tokenizer_json(config, self._options)
@@ -180,9 +190,9 @@ class Peer:
                 checkpoints,
             )
             trainer.last_version = self._options.rounds
-            trainer.load(theta_N, saved_optimizer)
+            trainer.load(begun.theta_N, begun.optimizer)
             node = self._node(entrance, config, replica, (store, network, asker, server), checkpoints)
-            return self._work(trainer, node, thread, replica)
+            return self._work(trainer, node, thread, begun.losses)
         finally:
             text.close()
 
@@ -232,53 +242,6 @@ class Peer:
             self._screen.say(f"  text: {fault}")
         return windows
 
-    def _begin(
-        self,
-        replica: Replica,
-        config: RunConfig,
-        layout: ModelLayout,
-        network: tuple[NetworkThread, Asker, Network],
-    ) -> tuple[Tensor, bytes | None]:
-        """Theta and the optimizer's state: from disk, from the manifest's seed, or from the swarm."""
-        optimizer: list[bytes | None] = [None]
-
-        def restore(saved: object) -> Tensor:
-            theta_N = replica.restore(saved)  # type: ignore[arg-type]
-            root = saved.optimizer  # type: ignore[attr-defined]
-            optimizer[0] = None if root is None else replica.store.read(root, check=True)
-            return theta_N
-
-        passed_over: list[str] = []
-        theta_N = replica.generations.load(restore, passed_over.append)
-        for line in passed_over:
-            self._screen.say(line, style="yellow")
-        if theta_N is not None:
-            replica.skip_numbers(len(passed_over))
-            chain = replica.present.state.chain
-            self._screen.fact("resumes", f"version {chain.version}, {chain.tokens:,} tokens, head {chain.head}")
-        else:
-            theta_N = self._begin_afresh(replica, config, layout, network)
-            replica.save(theta_N, None)
-        replica.incarnation = max(replica.incarnation + 1, int(time.time()))
-        return theta_N, optimizer[0]
-
-    def _begin_afresh(
-        self,
-        replica: Replica,
-        config: RunConfig,
-        layout: ModelLayout,
-        network: tuple[NetworkThread, Asker, Network],
-    ) -> Tensor:
-        parameters_N = initial_parameters(config.model, config.seed, layout)
-        if genesis_digest(parameters_N).hex() == config.genesis_digest:
-            replica.begin(genesis_state(replica.math, replica.run, parameters_N))
-        else:
-            self._screen.say("this machine's random numbers give another version 0; fetching the swarm's state")
-            thread, asker, net = network
-            record = thread.call(fetch_state(asker, net, Fetcher(asker, replica.store)), None)
-            replica.begin_from(record)
-        return replica.present.state.anchor_N
-
     def _node(
         self,
         entrance: Entrance,
@@ -326,16 +289,16 @@ class Peer:
 
     # ---------------------------------------------------------------- at work
 
-    def _work(self, trainer: Trainer, node: Node, thread: NetworkThread, replica: Replica) -> str:
+    def _work(self, trainer: Trainer, node: Node, thread: NetworkThread, losses: Sequence[Event]) -> str:
         me = node.participant.me
-        started = PeerStarted(me.peer, me.name, me.device, replica.present.state.chain.version)
+        started = PeerStarted(me.peer, me.name, me.device, node.participant.chain.version)
 
         def ended(error: BaseException | None) -> None:
             if error is not None and self._failure is None:
                 self._failure = error
                 self._handoff.stop("the network failed")
 
-        thread.run_in_background(node.run(started), ended)
+        thread.run_in_background(node.run(started, *losses), ended)
         watch = asyncio.run_coroutine_threadsafe(self._watch(node), thread.loop)
         self._stopping.train(self._handoff)
         try:
@@ -398,6 +361,13 @@ def _tokenizer_json(config: RunConfig, options: PeerOptions) -> bytes | None:
     if options.tokenizer is None:
         raise DataError("this run uses a tokenizer.json; name yours with --tokenizer")
     return options.tokenizer.read_bytes()
+
+
+def _told_upload(options: PeerOptions) -> float | None:
+    """What this peer can send, bytes/s; None when nobody has said."""
+    if options.max_upload_mbit:
+        return options.max_upload_mbit * 1e6 / 8
+    return math.inf if options.local else None  # within one machine nothing is short
 
 
 def _device_name(requested: str | None) -> str:

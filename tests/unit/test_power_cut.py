@@ -1,14 +1,14 @@
 """A power cut behind every single change that a peer makes on its disk: what is found then is whole, and is what was told.
 
 A real sequence of a peer's life is recorded once: its home is made, rounds are cut, saved, announced, listed, left out,
-undone and merged over, checkpoints kept and pruned. Then every disk that a power cut may leave is loaded afresh.
+undone and withdrawn, checkpoints kept and pruned. Then every disk that a power cut may leave is loaded afresh.
 """
 
 from __future__ import annotations
 
 import os
 from collections.abc import Callable
-from dataclasses import dataclass, replace
+from dataclasses import dataclass
 from pathlib import Path
 from typing import TypeVar
 
@@ -19,176 +19,15 @@ from torch import Tensor
 from peer import blob_store, disk, home, saved
 from peer.address_book import AddressBook
 from peer.blob_store import BlobStore
-from peer.checkpoints import Checkpoints
 from peer.home import Home, open_home
-from peer.model import layout_of, meta_model
 from peer.replica import Replica
 from peer.saved import Generations, SavedState
-from swarm.allreduce.codec import make_codec
-from swarm.allreduce.ledger import Ledger, cut, joined
-from swarm.allreduce.shared import RunMath, genesis_state
-from swarm.chain import CommitList, Entry
-from swarm.config import CheckpointConfig, DataConfig, ModelConfig, RunConfig
-from swarm.digest import Digest, blob_digest, leaves_of
+from swarm.allreduce.shared import RunMath
+from swarm.digest import blob_digest
 from swarm.errors import BarnraiseError
-from swarm.identity import Keypair, PeerId
-from swarm.messages import BlobInfo, Commit, Contribution, Holders, PeerStatus, seal_message
-from tests.unit.message_examples import RUN, example_of, keypair
+from tests.unit.message_examples import RUN
+from tests.unit.peer_life import Announced, KeptVersion, Known, Life, Saved, Settled, checkpoints_in, math_of_run
 from tests.unit.power_cut import Mark, Mount, Recorder, Step, images_after
-
-CONFIG = RunConfig(
-    model=ModelConfig(vocab_size=8, hidden_size=4, num_layers=2, num_heads=1, intermediate_size=4, max_positions=4),
-    data=DataConfig(sequence_length=4, eval_windows=1),
-    checkpoint=CheckpointConfig(every=3, keep=2),
-)
-OTHER = keypair(2)
-
-
-@dataclass(frozen=True, slots=True)
-class Saved:
-    """`save` has returned."""
-
-    generation: int
-    next_seq: int
-
-
-@dataclass(frozen=True, slots=True)
-class Announced:
-    """A contribution may have left the machine."""
-
-    contribution: Contribution
-    sealed: bytes
-
-
-@dataclass(frozen=True, slots=True)
-class Settled:
-    """That contribution need not be remembered any more: nothing that is reachable by an undo lists or lacks it."""
-
-    seq: int
-
-
-@dataclass(frozen=True, slots=True)
-class Known:
-    """The identity has been used."""
-
-    peer: PeerId
-
-
-@dataclass(frozen=True, slots=True)
-class KeptVersion:
-    """A checkpoint was offered to others."""
-
-    version: int
-
-
-class Life:
-    """One peer, recorded, with another one whose contributions it gets."""
-
-    def __init__(self, folder: Path, run_math: RunMath, recorder: Recorder) -> None:
-        self.math = run_math
-        self.mark = recorder.mark
-        self.home = open_home(folder)
-        self.key = self.home.keypair()
-        self.mark(Known(self.key.peer_id))
-        self.home.keep_listen(("/ip4/127.0.0.1/tcp/4001",))
-        self.book = AddressBook(self.home.book)
-        self.store = BlobStore(self.home.blobs)
-        self.replica = Replica(run_math, self.key.peer_id, RUN, self.store, Generations(self.home.state))
-        self.checkpoints = checkpoints_in(self.home, run_math)
-        self.other: Ledger
-        self.theta_N = torch.linspace(-1, 1, run_math.layout.numel)
-        self._steps = 0
-        self._settled: set[int] = set()
-
-    def begin(self) -> None:
-        state = genesis_state(self.math, RUN, self.theta_N)
-        self.replica.begin(state)
-        self.other = joined(OTHER.peer_id, state)
-        self.save()
-
-    def train(self) -> None:
-        self._steps += 1
-        self.theta_N = self.theta_N + torch.sin(torch.arange(self.math.layout.numel) * float(self._steps)) / 8
-        self.replica.work.tokens += 100
-        self.replica.work.steps += 2
-
-    def save(self) -> None:
-        optimizer = b"moments %d" % self._steps * 5 if self._steps else None
-        self.replica.save(self.theta_N, optimizer)
-        newest = self.replica.generations.kept()[0]
-        self.mark(Saved(newest.generation, newest.next_seq))
-
-    def cut(self) -> Entry:
-        chain = self.replica.present.state.chain
-        seq, root, num_bytes, work = self.replica.cut(self.theta_N)
-        one = contribution_of(self.key, seq, root, num_bytes, self.replica)
-        one = replace(one, tokens=work.tokens, steps=work.steps, since_version=min(work.since_version, chain.version))
-        sealed = seal_message(self.key, RUN, one)
-        self.replica.announced(one, sealed)
-        self.save()
-        self.mark(Announced(one, sealed))
-        return entry_of(one)
-
-    def receive(self, seq: int) -> Entry:
-        """A contribution of the other peer, by way of a download."""
-        state = self.replica.present.state
-        theta_N = state.anchor_N - torch.cos(torch.arange(self.math.layout.numel) * float(seq)) / 16
-        _, blob = cut(self.math, self.other, state, theta_N, seq, (100, 2))
-        root = blob_digest(blob)
-        self.store.pin("network", [root])
-        self.store.partial_path(root).write_bytes(blob)
-        self.store.adopt_partial(root, BlobInfo(len(blob), leaves_of(blob)))
-        return entry_of(contribution_of(OTHER, seq, root, len(blob), self.replica))
-
-    def move(self, *entries: Entry, base: Digest | None = None, log: tuple[Commit, ...] = ()) -> Commit:
-        """HEAD to a commit of these entries, saved; its checkpoint if one is due."""
-        parent = base or self.replica.present.state.chain.head
-        listed = tuple(sorted(entries, key=lambda one: (one.author, one.seq)))
-        present = {one.author for one in listed}
-        admitted = tuple(sorted({self.key.peer_id, OTHER.peer_id} - present))
-        commit = Commit(0, parent, CommitList(listed, admitted), (b"",) * len(listed), (Holders(()),) * len(listed), "")
-        moved = self.replica.apply(base or parent, (*log, commit), self.theta_N)
-        self.theta_N = moved.theta_N
-        for seq in range(1, self.replica.next_seq):
-            if seq not in self.replica.contributions and seq not in self._settled:
-                self._settled.add(seq)
-                self.mark(Settled(seq))
-        self.save()
-        version = self.replica.present.state.chain.version
-        if self.checkpoints.is_due(version):
-            self.checkpoints.keep(self.replica.present, 2.0)
-            self.mark(KeptVersion(version))
-        return commit
-
-    def hear(self, port: int) -> None:
-        status: PeerStatus = replace(example_of(PeerStatus), peer=OTHER.peer_id)
-        self.book.note([replace(status, addresses=(f"/ip4/10.0.0.1/tcp/{port}/p2p/{OTHER.peer_id.base58}",))])
-
-
-def contribution_of(author: Keypair, seq: int, root: Digest, num_bytes: int, replica: Replica) -> Contribution:
-    chain = replica.present.state.chain
-    return Contribution(
-        author=author.peer_id,
-        incarnation=1,
-        seq=seq,
-        root=root,
-        num_bytes=num_bytes,
-        first_unit=0,
-        end_unit=len(replica.math.layout.units),
-        tokens=100,
-        steps=2,
-        since_version=chain.version,
-        version=chain.version,
-        head=chain.head,
-    )
-
-
-def entry_of(one: Contribution) -> Entry:
-    return Entry(one.author, one.seq, one.incarnation, one.root, one.first_unit, one.end_unit, one.tokens, one.steps)
-
-
-def checkpoints_in(home: Home, run_math: RunMath) -> Checkpoints:
-    return Checkpoints(home.checkpoints, RUN, CONFIG, run_math.layout, None)
 
 
 def live(life: Life) -> None:
@@ -224,7 +63,7 @@ _Kind = TypeVar("_Kind")
 
 @pytest.fixture(scope="module")
 def run_math() -> RunMath:
-    return RunMath.of(CONFIG, layout_of(meta_model(CONFIG.model)), make_codec(CONFIG.codec))
+    return math_of_run()
 
 
 def live_shortly(life: Life) -> None:
@@ -384,7 +223,7 @@ def test_the_laws_find_a_mistake(
     (tmp_path / "recorded").mkdir()
     with recorder.recording(), monkeypatch.context() as patched:
         mistake(patched)
-        live_shortly(Life(tmp_path / "recorded" / "home", run_math, recorder))
+        live_shortly(Life(tmp_path / "recorded" / "home", run_math, recorder.mark))
     (tmp_path / "found").mkdir()
     with pytest.raises(AssertionError, match="a power cut behind step"):
         check_all(recorder.steps, tmp_path / "found", run_math, monkeypatch)
@@ -397,7 +236,7 @@ def test_whatever_a_power_cut_leaves_is_loaded_and_is_what_was_told(
     (tmp_path / "found").mkdir()
     recorder = Recorder(tmp_path / "recorded")
     with recorder.recording():
-        live(Life(tmp_path / "recorded" / "home", run_math, recorder))
+        live(Life(tmp_path / "recorded" / "home", run_math, recorder.mark))
     steps = recorder.steps
     number = check_all(steps, tmp_path / "found", run_math, monkeypatch)
     kinds = {type(step.what) for step in steps if isinstance(step, Mark)}

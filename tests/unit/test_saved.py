@@ -127,7 +127,6 @@ def test_both_damaged_is_one_clear_error(tmp_path: Path) -> None:
     with pytest.raises(StateError) as raised:
         load(generations)
     assert all(path_of(tmp_path, number).name in str(raised.value) for number in (1, 2))
-    assert "move the folder away" in str(raised.value)
 
 
 def test_an_announcement_with_a_wrong_signature_counts_as_damage(tmp_path: Path) -> None:
