@@ -33,7 +33,6 @@ from swarm.messages import StateRecord
 
 _ASKED: Final = 4  # times that the swarm is asked for its state before a damaged peer gives up
 _ASK_AGAIN_S: Final = 2.0  # peers that lost their power together are not back at once
-_MAX_REASON: Final = 400
 
 FetchState = Callable[[], StateRecord]
 """The swarm's state, its blobs in the store; raises NetworkError when nobody has one."""
@@ -82,9 +81,7 @@ def _salvaged(replica: Replica, screen: Screen) -> Begun | None:
                 screen.say("the optimizer's state is damaged: it begins anew", style="yellow")
         if not fault:
             return Begun(theta_N, optimizer)
-        lost = WorkDropped(
-            replica.author, saved.unlisted_tokens, f"what was ours alone is damaged: {fault}"[:_MAX_REASON]
-        )
+        lost = WorkDropped(replica.author, saved.unlisted_tokens, "the disk damaged what was this peer's alone")
         screen.say(
             f"generation {saved.generation}: the shared state is whole, what was this peer's alone is not ({fault}): "
             f"its residual and {lost.tokens:,} tokens of work that no commit had listed are given up",
@@ -143,7 +140,7 @@ def _joined_again(replica: Replica, home: Home, fetch: FetchState, screen: Scree
     replica.start_over(Generations(home.state), last)
     chain = record.chain
     screen.fact("joins again", f"version {chain.version}, {chain.tokens:,} tokens, head {chain.head}")
-    lost = WorkDropped(replica.author, tokens, f"our state is damaged: {fault}"[:_MAX_REASON])
+    lost = WorkDropped(replica.author, tokens, "the disk damaged this peer's state")
     return replace(_saved(replica), losses=(lost,))
 
 

@@ -152,7 +152,7 @@ def test_a_damaged_residual_costs_the_private_part_alone(tmp_path: Path, lived: 
     assert replica.present.digest == lived.replica.present.digest and replica.heads == lived.replica.heads
     assert torch.equal(start.begun.theta_N, replica.present.state.anchor_N)
     assert not bool(replica._ledger.residual_N.any()) and replica.pending == () and replica.contributions == {}
-    assert lost.tokens == saved.unlisted_tokens == 300 and "not the ones that were written" in lost.reason
+    assert lost.tokens == saved.unlisted_tokens == 300 and str(home) not in lost.reason  # others read it
     assert replica.next_seq == saved.next_seq and replica.leases.to_value() == lived.replica.leases.to_value()
     assert start.begun.optimizer == b"moments 4" * 5
     replica.save(start.begun.theta_N, None)
@@ -205,9 +205,8 @@ def test_a_damaged_shared_state_is_moved_aside_and_the_peer_joins_again(
     assert {path.name for path in (home / "blobs").iterdir()} == needed
     damaged = lived.replica.present.record.units[0].root.hex()
     assert kept == there - needed - {damaged}  # all that was whole and is needed no more
-    assert (
-        replica.author in lived.replica.present.record.chain.roster and replica.leases.remaining > 0
-    )  # it trains on at once
+    assert replica.author in replica.present.state.chain.roster
+    assert replica.leases.remaining > 0  # it trains on at once
     # A second accident gets a folder of its own, and numbers go on from the higher of both.
     replica.save(start.begun.theta_N, None)
     damage_blobs(home, newest(home).states[-1].units[0].root)
