@@ -154,7 +154,7 @@ def test_a_damaged_residual_costs_the_private_part_alone(tmp_path: Path, lived: 
     assert not bool(replica._ledger.residual_N.any()) and replica.pending == () and replica.contributions == {}
     assert lost.tokens == saved.unlisted_tokens == 300 and str(home) not in lost.reason  # others read it
     assert replica.next_seq == saved.next_seq and replica.leases.to_value() == lived.replica.leases.to_value()
-    assert start.begun.optimizer == b"moments 4" * 5
+    assert start.begun.optimizer == b"moments 5" * 5
     replica.save(start.begun.theta_N, None)
     assert started(home, run_math, Swarm(None)).begun.losses == ()
 
