@@ -38,7 +38,7 @@ class Lease:
 
 
 def leases(cursor: int, roster: Sequence[PeerId], cap: int) -> dict[PeerId, Lease]:
-    """Each member's slots for the round that starts at `cursor`: disjoint, together [cursor, next_cursor(...)).
+    """Each member's slots for the round that starts at `cursor`: disjoint, together [cursor, cursor + len(roster) * cap).
 
     The order of `roster` does not matter. Raises ValueError for a member that is named twice, or a cap below 1.
     """
@@ -46,11 +46,6 @@ def leases(cursor: int, roster: Sequence[PeerId], cap: int) -> dict[PeerId, Leas
     if len(set(members)) != len(members):
         raise ValueError("a roster names each member once")
     return {peer: Lease(cursor + place * cap, cap) for place, peer in enumerate(members)}
-
-
-def next_cursor(cursor: int, roster_size: int, cap: int) -> int:
-    """The first slot behind the leases of a round."""
-    return cursor + roster_size * cap
 
 
 def window_of_slot(slot: int, num_windows: int, seed: int) -> int:

@@ -13,8 +13,7 @@ from typing import TYPE_CHECKING, Final
 from swarm.digest import digest_of
 
 if TYPE_CHECKING:
-    import numpy as np
-    from numpy.typing import NDArray
+    pass
 
 MAX_N: Final = 2**62  # both halves stay below 2**31
 _ROUNDS: Final = 6
@@ -63,34 +62,3 @@ def permute(index: int, n: int, seed: int) -> int:
         if value < n:  # else along the cycle: fewer than 4 turns in the mean, since 2**(2 * half) < 4 * n
             break
     return value
-
-
-def permute_many(indices: NDArray[np.int64], n: int, seed: int) -> NDArray[np.int64]:
-    """`permute` of each element: (B,) int64 to (B,) int64, the same values.
-
-    numpy is imported on the first call: processes that only reckon with leases need none.
-    """
-    import numpy as np
-
-    keys = _round_keys(n, seed)
-    given = np.asarray(indices, dtype=np.int64)
-    if given.size and (int(given.min()) < 0 or int(given.max()) >= n):
-        raise ValueError(f"indices from {given.min()} to {given.max()} are not all inside [0, {n})")
-    if n == 1:
-        return given.copy()
-    half = _half_bits(n)
-    half_bits, low, shift = np.uint64(half), np.uint64((1 << half) - 1), np.uint64(64 - half)
-    values = given.astype(np.uint64)
-    walking = np.ones(values.shape, dtype=np.bool_)
-    while walking.any():
-        moved = values[walking]
-        left, right = moved >> half_bits, moved & low
-        for key in keys:
-            mixed = right ^ np.uint64(key)
-            mixed = (mixed ^ (mixed >> np.uint64(30))) * np.uint64(_MULTIPLIER_1)  # arrays wrap modulo 2**64
-            mixed = (mixed ^ (mixed >> np.uint64(27))) * np.uint64(_MULTIPLIER_2)
-            mixed ^= mixed >> np.uint64(31)
-            left, right = right, left ^ (mixed >> shift)
-        values[walking] = (left << half_bits) | right
-        walking &= values >= np.uint64(n)
-    return values.astype(np.int64)

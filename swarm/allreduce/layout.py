@@ -110,13 +110,6 @@ def unflatten_into(
         target.copy_(flat_N[place].view(slot.shape))
 
 
-def unit_views(layout: ModelLayout, flat_N: Tensor) -> tuple[Tensor, ...]:
-    """The units' parts of a flat vector, each (U,): views that share its memory."""
-    if flat_N.shape != (layout.numel,):
-        raise LocalError(f"a flat vector of shape {tuple(flat_N.shape)} where ({layout.numel},) is due")
-    return tuple(flat_N[layout.slice_of(unit.index)] for unit in layout.units)
-
-
 def _check_names(layout: ModelLayout, named_tensors: Mapping[str, Tensor]) -> None:
     due = {slot.name for unit in layout.units for slot in unit.tensors}
     if due != named_tensors.keys():

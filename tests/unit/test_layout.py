@@ -7,7 +7,7 @@ import torch
 from hypothesis import given, settings
 from hypothesis import strategies as st
 
-from swarm.allreduce.layout import build_layout, flatten, unflatten_into, unit_views
+from swarm.allreduce.layout import build_layout, flatten, unflatten_into
 from swarm.errors import LocalError
 
 shapes = st.lists(st.integers(1, 4), max_size=3).map(tuple)
@@ -45,14 +45,6 @@ def test_units_are_slices_without_gaps(cut: list) -> None:
             assert slot.offset == position - layout.slice_of(unit.index).start
             position += slot.numel
     assert position == layout.numel
-    assert [len(view) for view in unit_views(layout, torch.zeros(layout.numel))] == [u.numel for u in layout.units]
-
-
-def test_unit_views_share_memory() -> None:
-    layout = build_layout([[("a", (2,))], [("b", (3,))]])
-    flat_N = torch.zeros(5)
-    unit_views(layout, flat_N)[1].fill_(1.0)
-    assert flat_N.tolist() == [0, 0, 1, 1, 1]
 
 
 def test_tensors_may_be_of_another_dtype_and_not_contiguous() -> None:
