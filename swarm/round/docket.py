@@ -6,7 +6,7 @@ from collections.abc import Iterable
 from dataclasses import dataclass, field
 from typing import Final
 
-from swarm.chain import MAX_AGE_VERSIONS, ChainState
+from swarm.chain import MAX_AGE_VERSIONS, ChainState, is_majority
 from swarm.digest import Digest
 from swarm.identity import PeerId
 from swarm.messages import Contribution
@@ -21,6 +21,17 @@ class Waiting:
     contribution: Contribution
     sealed: bytes
     holders: set[PeerId] = field(default_factory=set)
+    _held_by_most_of: frozenset[PeerId] | None = None  # holders only come, so it stays
+
+    def is_held(self, members: frozenset[PeerId]) -> bool:
+        """Whether a majority of the members holds it. Cheap for as long as `members` is the same object."""
+        if self._held_by_most_of is not members:
+            if not is_majority(len(self.holders), len(members)):
+                return False
+            if not is_majority(len(self.holders & members), len(members)):
+                return False
+            self._held_by_most_of = members
+        return True
 
 
 class Docket:
@@ -28,6 +39,8 @@ class Docket:
 
     def __init__(self) -> None:
         self._waiting: dict[Digest, Waiting] = {}
+        self._numbers: set[tuple[PeerId, int]] = set()
+        self._in_order: tuple[Waiting, ...] | None = None
 
     def announce(self, contribution: Contribution, sealed: bytes, chain: ChainState) -> Waiting | None:
         """Puts a contribution on the docket; None when it is not new or can never be listed."""
@@ -35,14 +48,13 @@ class Docket:
             return None
         if len(self._waiting) >= MAX_WAITING:
             return None
-        twin = any(
-            one.contribution.author == contribution.author and one.contribution.seq == contribution.seq
-            for one in self._waiting.values()
-        )
-        if twin:
+        number = (contribution.author, contribution.seq)
+        if number in self._numbers:
             return None
         waiting = Waiting(contribution, sealed, {contribution.author})
         self._waiting[contribution.root] = waiting
+        self._numbers.add(number)
+        self._in_order = None
         return waiting
 
     def hold(self, peer: PeerId, roots: Iterable[Digest]) -> None:
@@ -56,11 +68,16 @@ class Docket:
 
     def waiting(self) -> tuple[Waiting, ...]:
         """All, by author and number."""
-        return tuple(sorted(self._waiting.values(), key=lambda one: (one.contribution.author, one.contribution.seq)))
+        if self._in_order is None:
+            waiting = self._waiting.values()
+            self._in_order = tuple(sorted(waiting, key=lambda one: (one.contribution.author.raw, one.contribution.seq)))
+        return self._in_order
 
     def prune(self, chain: ChainState) -> None:
         """Drops what this chain lists or can never list."""
         self._waiting = {root: one for root, one in self._waiting.items() if may_be_listed(one.contribution, chain)}
+        self._numbers = {(one.contribution.author, one.contribution.seq) for one in self._waiting.values()}
+        self._in_order = None
 
 
 def may_be_listed(contribution: Contribution, chain: ChainState) -> bool:

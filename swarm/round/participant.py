@@ -145,7 +145,7 @@ class Participant:
     @property
     def may_train(self) -> bool:
         """Whether this head gives us a lease."""
-        return self.me.peer in self.members and not self.syncing
+        return self.me.peer in self._turn.electorate and not self.syncing
 
     @property
     def activity(self) -> Activity:
@@ -155,7 +155,7 @@ class Participant:
             return Activity.SYNCING
         if self._exchange.pending():
             return Activity.PENDING
-        return Activity.TRAINING if self.me.peer in self.members else Activity.WAITING
+        return Activity.TRAINING if self.me.peer in self._turn.electorate else Activity.WAITING
 
     @property
     def waits_for(self) -> str:
@@ -265,7 +265,7 @@ class Participant:
                     self._turn.accept(sender, view, self._out)
                 self._out.send(sender, self.status())
             case Goodbye(reason):
-                if self.presence.roll.leave(sender):
+                if self.presence.leave(sender):
                     self._out.happened(PeerLeft(sender, reason))
             case _:
                 self._out.happened(PeerMisbehaved(sender, f"a {type(message).__name__} is not a one-way message"))
@@ -273,7 +273,7 @@ class Participant:
     def _hear(self, status: PeerStatus, sealed: bytes) -> None:
         if status.peer == self.me.peer:
             return
-        if self.presence.roll.hear(status, sealed, self._now_s):
+        if self.presence.hear(status, sealed, self._now_s):
             self._out.happened(PeerJoined(status.peer, status.name))
         if status.pending is not None:
             try:
@@ -376,7 +376,7 @@ class Participant:
         if not self._turn.roster:
             listeners = [heard.status.peer for heard in self.presence.roll.all() if not heard.left]
         elif self.is_leader:
-            lately = self.presence.roll.fresh(self._now_s, MISSED_BEATS * self._round.heartbeat_s)
+            lately = self.presence.roll.lately(self._now_s, MISSED_BEATS * self._round.heartbeat_s)
             heard = {one.status.peer for one in lately}
             listeners = [peer for peer in self.members if peer not in heard and not self.presence.has_left(peer)]
             if self._beats % PROBE_BEATS == 0:
@@ -388,7 +388,7 @@ class Participant:
 
     def _lost_from_sight(self) -> list[PeerId]:
         """Some of those who are silent, not members and have not said goodbye: a few each time, all in turn."""
-        fresh = {heard.status.peer for heard in self.presence.fresh(self._now_s)} | set(self.members)
+        fresh = {heard.status.peer for heard in self.presence.fresh(self._now_s)} | self._turn.electorate
         silent = [one.status.peer for one in self.presence.roll.all() if not one.left and one.status.peer not in fresh]
         first = self._beats // PROBE_BEATS * PROBED % max(1, len(silent))
         return (silent[first:] + silent[:first])[:PROBED]

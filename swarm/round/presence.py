@@ -7,7 +7,7 @@ import math
 from swarm.chain import ChainState, is_majority
 from swarm.identity import PeerId
 from swarm.messages import Activity, PeerStatus
-from swarm.round.roll import Heard, Roll
+from swarm.round.roll import MAX_HEARD, Heard, Roll
 
 _NOT_AWAITED = (Activity.SYNCING, Activity.LEAVING)
 
@@ -28,6 +28,10 @@ class Presence:
             set()
         )  # leaders whose silence made us turn to another: only a word brings them back
         self._silence_s = silence_s
+        self._sorted_at: ChainState | None = None  # what the three below refer to
+        self._at_head: dict[PeerId, Heard] = {}
+        self._ahead: dict[PeerId, Heard] = {}
+        self._lowest: PeerId | None = None  # of those at our head, or None where that is not known
 
     def start(self, now_s: float) -> None:
         """A new head, or the first fact."""
@@ -43,27 +47,72 @@ class Presence:
         """Its silence was long enough at this head: nobody waits for it once more."""
         self._given_up.add(leader)
 
+    def hear(self, status: PeerStatus, sealed: bytes, now_s: float) -> bool:
+        """Takes a status; returns whether the peer is new here or back."""
+        is_new = self.roll.hear(status, sealed, now_s)
+        self._note(status.peer)
+        if len(self._at_head) + len(self._ahead) > 2 * MAX_HEARD:
+            self._sorted_at = None  # strangers that the roll has forgotten
+        return is_new
+
+    def leave(self, peer: PeerId) -> bool:
+        """Notes a goodbye; returns whether the peer was here."""
+        was_here = self.roll.leave(peer)
+        self._note(peer)
+        return was_here
+
     def fresh(self, now_s: float) -> tuple[Heard, ...]:
         """Those heard lately, by peer id."""
         return self.roll.fresh(now_s, self._silence_s)
 
     def at_head(self, chain: ChainState, now_s: float) -> tuple[PeerStatus, ...]:
         """The statuses of those heard lately who stand at our head, by peer id."""
-        return tuple(heard.status for heard in self.fresh(now_s) if heard.status.head == chain.head)
+        self._sort(chain)
+        here = [heard.status for heard in self._at_head.values() if now_s - heard.at_s <= self._silence_s]
+        return tuple(sorted(here, key=lambda status: status.peer.raw))
+
+    def lowest_at_head(self, chain: ChainState, now_s: float) -> PeerId:
+        """The lowest id among those heard lately who stand at our head, and ours."""
+        self._sort(chain)
+        lowest = self._lowest and self._at_head.get(self._lowest)
+        if lowest is None or now_s - lowest.at_s > self._silence_s:
+            here = self.at_head(chain, now_s)
+            self._lowest = here[0].peer if here else None
+        return self.me if self._lowest is None else min(self.me, self._lowest)
 
     def ahead_of(self, chain: ChainState, now_s: float) -> tuple[PeerStatus, ...]:
         """The statuses of those heard lately whose head ranks above ours, best first."""
-        ahead = [
-            heard.status
-            for heard in self.fresh(now_s)
-            if key_of(heard.status) > chain.key and heard.status.head not in chain.barred
-        ]
-        return tuple(sorted(ahead, key=key_of, reverse=True))
+        self._sort(chain)
+        for peer in [peer for peer, heard in self._ahead.items() if now_s - heard.at_s > self._silence_s]:
+            del self._ahead[peer]
+        ahead = sorted(self._ahead.values(), key=lambda heard: heard.status.peer.raw)
+        return tuple(sorted((heard.status for heard in ahead), key=key_of, reverse=True))
 
     def best_ahead_of(self, chain: ChainState, now_s: float) -> Heard | None:
         """Whoever stands at the best head above ours, with its signed words."""
         ahead = self.ahead_of(chain, now_s)
         return self.roll.get(ahead[0].peer) if ahead else None
+
+    def _sort(self, chain: ChainState) -> None:
+        """Who is at our head, and who ranks above it: kept from word to word, and found anew at each head."""
+        if self._sorted_at is None or self._sorted_at.head != chain.head:
+            self._sorted_at = chain
+            self._at_head, self._ahead, self._lowest = {}, {}, None
+            for heard in self.roll.all():
+                self._note(heard.status.peer)
+
+    def _note(self, peer: PeerId) -> None:
+        heard, chain = self.roll.get(peer), self._sorted_at
+        self._at_head.pop(peer, None)
+        self._ahead.pop(peer, None)
+        if heard is None or heard.left or chain is None:
+            return
+        if heard.status.head == chain.head:
+            self._at_head[peer] = heard
+            if self._lowest is not None and peer < self._lowest:
+                self._lowest = peer
+        elif key_of(heard.status) > chain.key and heard.status.head not in chain.barred:
+            self._ahead[peer] = heard
 
     def has_left(self, peer: PeerId) -> bool:
         """Whether a peer said goodbye, and nothing since."""

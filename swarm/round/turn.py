@@ -12,6 +12,7 @@ from swarm.chain import ChainState, is_majority, leader_of
 from swarm.events import ViewChanged
 from swarm.identity import PeerId
 from swarm.messages import NewView, PeerStatus
+from swarm.round.looks import Looks
 from swarm.round.outbox import Outbox
 from swarm.round.presence import Presence
 
@@ -30,19 +31,17 @@ class Views:
         self.view = view
         self.leader_heard_s = 0.0  # or since when it has had its chance
         self.is_led = False
-        self._knows = (
-            False  # whether anyone has led us since we started or caught up; until then any view may be the one
-        )
+        self.knows = False  # whether anyone has led us since we started or caught up; else any view may be the one
 
     def accepts(self, sender: PeerId, view: int, roster: tuple[PeerId, ...]) -> bool:
         """Whether `sender` may lead us in `view`: its rightful leader, and at most one turn of the roster ahead."""
-        farthest = self.view + len(roster) if self._knows else MAX_VIEW
+        farthest = self.view + len(roster) if self.knows else MAX_VIEW
         return leader_of(view, roster) == sender and (view == self.view or (not self.is_led and view <= farthest))
 
     def led(self, now_s: float) -> None:
         """The leader of our view was heard."""
         self.leader_heard_s = now_s
-        self.is_led = self._knows = True
+        self.is_led = self.knows = True
 
     def enter(self, view: int, now_s: float) -> None:
         """Turns to a view whose leader has not been heard yet."""
@@ -53,12 +52,12 @@ class Views:
     def lose(self, now_s: float) -> None:
         """We caught up: others may have turned to any view meanwhile."""
         self.leader_heard_s = now_s
-        self.is_led = self._knows = False
+        self.is_led = self.knows = False
 
     def common_view(self, others: list[int]) -> int | None:
         """For one who was never led here: the view that the others are in, to look for its leader; None to stay.
         `others`: views of roster members at our head."""
-        if self._knows or not others:
+        if self.knows or not others:
             return None
         middle = sorted(others)[(len(others) - 1) // 2]
         return middle if middle != self.view and middle <= MAX_VIEW else None
@@ -75,6 +74,8 @@ class Turn:
         self._isolation_s = isolation_s
         self._silence_s = silence_s
         self._now_s = 0.0
+        self._roll_call, self._search = Looks(), Looks()
+        self._electorate: tuple[tuple[PeerId, ...], frozenset[PeerId]] = ((), frozenset())
 
     # ---------------------------------------------------------------- reading
 
@@ -99,10 +100,18 @@ class Turn:
         return self.roster or self.opened
 
     @property
+    def electorate(self) -> frozenset[PeerId]:
+        """The members as a set; the same object for as long as they are the same."""
+        members = self.members
+        if self._electorate[0] is not members:
+            self._electorate = (members, frozenset(members))
+        return self._electorate[1]
+
+    @property
     def leader(self) -> PeerId:
         """The rightful leader of our view; where there is no roster, the lowest id among those here."""
         rightful = leader_of(self.view, self.roster)
-        return rightful or min(self.presence.me, self.presence.me, *(status.peer for status in self.at_head()))
+        return rightful or self.presence.lowest_at_head(self.chain, self._now_s)
 
     @property
     def is_ours(self) -> bool:
@@ -115,7 +124,7 @@ class Turn:
     def is_followed(self) -> bool:
         """Whether a majority of the members stands at our head in our view, as far as we have heard lately."""
         at_head = self.at_head()
-        following = {one.peer for one in at_head if one.view == self.view or not self.roster} & set(self.members)
+        following = {one.peer for one in at_head if one.view == self.view or not self.roster} & self.electorate
         return is_majority(len(following | {self.presence.me}), len(self.members))
 
     # ---------------------------------------------------------------- what moves it
@@ -132,7 +141,8 @@ class Turn:
     def note_silences(self) -> None:
         """Keeps the roll, and who is here of roster and members, up to date."""
         self.presence.roll.forget_silent(self._now_s)
-        self.presence.note_members(self.chain.roster, self.members, self._now_s)
+        if self._roll_call.is_due(len(self.chain.roster) + len(self.opened), self._now_s):
+            self.presence.note_members(self.chain.roster, self.members, self._now_s)
 
     def accept(self, sender: PeerId, view: int, out: Outbox) -> bool:
         """Whether `sender` may lead us in `view`; if so, we are in it from now on."""
@@ -150,7 +160,9 @@ class Turn:
 
     def follow_others(self, out: Outbox) -> None:
         """One who was never led at this head looks for the leader in the view that the others are in."""
-        common = self._views.common_view([one.view for one in self.at_head() if one.peer in self.roster])
+        if self._views.knows or not self._search.is_due(len(self.presence.roll), self._now_s):
+            return
+        common = self._views.common_view([one.view for one in self.at_head() if one.peer in self.electorate])
         if common is not None:
             self._enter(common, "the others are in it", out)
 
