@@ -65,6 +65,7 @@ class Group:
         self.withheld: Callable[[Member, Contribution], bool] = lambda fetcher, contribution: False
         self.rewrite: Callable[[Member, Member, Any, bytes], bytes] = lambda sender, to, message, raw: raw
         self.commits_to_apply: Callable[[Member, Commit], list[Commit]] = lambda member, commit: [commit]
+        self._sides: dict[PeerId, int] = {}  # of a network that is split
         self._arrival = None if arrival_seed is None else random.Random(arrival_seed)
         self._mail: list[tuple[float, int, Callable[[], None]]] = []
         self._numbers = count()
@@ -104,6 +105,17 @@ class Group:
 
     def __getitem__(self, number: int) -> Member:
         return self._members[number]
+
+    def split(self, *sides: Sequence[int]) -> None:
+        """From now on members hear only those of their own side."""
+        self._sides = {self.places[number].keypair.peer_id: place for place, side in enumerate(sides) for number in side}
+
+    def heal(self) -> None:
+        """Everyone can hear everyone again."""
+        self._sides = {}
+
+    def are_apart(self, one: PeerId, other: PeerId) -> bool:
+        return self._sides.get(one) != self._sides.get(other)
 
     @property
     def members(self) -> list[Member]:
@@ -154,7 +166,7 @@ class Group:
     def send(self, sender: Member, to: PeerId, message: object, raw: bytes) -> None:
         def arrive() -> None:
             receiver = self.by_id(to)
-            if receiver is None:
+            if receiver is None or self.are_apart(sender.id, to):
                 sender.post(Unreached(to))
                 return
             _at_once(receiver.server.handle(sender.id, self.rewrite(sender, receiver, message, raw)))

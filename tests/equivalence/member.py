@@ -95,7 +95,7 @@ class _Wire:
 
     async def request(self, peer: PeerId, payload: bytes, *, timeout_s: float) -> bytes:
         other = self._group.by_id(peer)
-        if other is None:
+        if other is None or self._group.are_apart(self._me, peer):
             raise Unreachable(f"{peer} is down")
         return await other.server.handle(self._me, payload)
 
