@@ -91,6 +91,15 @@ def peer(
         Path | None, typer.Option("--json-events", metavar="FILE", help="Append every event as a line of JSON.")
     ] = None,
     quiet: Annotated[bool, typer.Option("--quiet", help="Print errors only.")] = False,
+    max_upload_mbit: Annotated[
+        float,
+        typer.Option(
+            "--max-upload-mbit",
+            metavar="MBIT",
+            min=0.0,
+            help="What your line can send, Mbit/s. Newcomers get a quarter of it. Default: what is seen, at least 10.",
+        ),
+    ] = 0.0,
     prefer_torch: Annotated[
         bool, typer.Option("--prefer-torch", help="On a CPU: torch's fp32 optimizer where the run says 8 bits.")
     ] = False,
@@ -113,6 +122,7 @@ def peer(
         rounds=rounds,
         json_events=json_events,
         quiet=quiet,
+        max_upload_mbit=max_upload_mbit,
         prefer_torch=prefer_torch,
     )
     _end(run_peer(options))

@@ -22,6 +22,7 @@ from peer.checkpoints import serve
 from peer.discovery import Discovery
 from peer.fetch import Fetcher
 from peer.node_parts import NodeParts
+from peer.serve import ROUND_PINS
 from swarm import events
 from swarm.chain import MAX_AGE_VERSIONS, ChainState, Merge
 from swarm.digest import Digest
@@ -371,7 +372,7 @@ class Node:
         """Keeps contributions from being collected for the next few versions."""
         for root in roots:
             self._pinned[root] = self._participant.chain.version
-        self._parts.store.pin("network", self._pinned)
+        self._parts.store.pin(ROUND_PINS, self._pinned)
 
     def _happened(self, event: Event) -> None:
         now = time.time()

@@ -24,4 +24,5 @@ class PeerOptions:
     rounds: int | None = None  # leave after this version
     json_events: Path | None = None
     quiet: bool = False
+    max_upload_mbit: float = 0.0  # what the line can send; 0: unknown
     prefer_torch: bool = False  # fp32 optimizer state on a CPU where the run says 8 bits

@@ -1,4 +1,8 @@
-"""What a peer answers others: requests at once, from immutable values; one-way messages go on to the round machine."""
+"""What a peer answers others: requests from immutable values; one-way messages go on to the round machine.
+
+All is answered at once but for chunks that no round waits for (states, checkpoints, contributions of older versions): those
+are served at a share of the upload, so that somebody who joins slows nobody.
+"""
 
 from __future__ import annotations
 
@@ -11,10 +15,12 @@ from typing import Any, Final
 from peer import fault_point
 from peer.blob_store import BlobStore
 from peer.handoff import Kept
+from peer.pacing import Pacer
 from peer.sealing import open_aside, seal_aside
+from peer.served_states import ServedStates
 from swarm import wire
-from swarm.digest import Digest
-from swarm.errors import BadSignature, MalformedBytes
+from swarm.digest import Digest, chunk_length, num_chunks
+from swarm.errors import BadSignature, MalformedBytes, Refusal
 from swarm.events import Event, event_bytes
 from swarm.identity import Keypair, PeerId
 from swarm.messages import (
@@ -53,6 +59,7 @@ from swarm.schema import to_value
 from swarm.wire import MAX_FRAME_BYTES
 
 KEPT_EVENTS: Final = 2048
+ROUND_PINS: Final = "network"  # the owner under whom the blobs are pinned that the round may be about
 _PAGE_BYTES: Final = 512 << 10  # of commits, statuses or events in one answer: half a frame, room for what is around
 _MOST_BYTES: Final = MAX_FRAME_BYTES - 1024  # of one commit in an answer
 _ONE_WAY: Final = (
@@ -104,7 +111,10 @@ class EventLog:
 class Server:
     """Answers requests. The network thread replaces `state`, `log` and `checkpoints` whole when they change."""
 
-    def __init__(self, keypair: Keypair, run: Digest, manifest: bytes, store: BlobStore) -> None:
+    def __init__(
+        self, keypair: Keypair, run: Digest, manifest: bytes, store: BlobStore, pacer: Pacer | None = None
+    ) -> None:
+        """Without a `pacer` everything is answered at once."""
         self.state: StateRecord | None = None
         self.log: tuple[Commit, ...] = ()
         self.checkpoints: dict[int, Kept] = {}
@@ -113,6 +123,9 @@ class Server:
         self._run = run
         self._manifest = manifest
         self._store = store
+        self._pacer = pacer
+        self._served_states = ServedStates(store)
+        self._old: tuple[tuple[Commit, ...], frozenset[Digest]] = ((), frozenset())  # a log, and what is old of it
         self._one_way: OneWay = lambda *_: None
         self._statuses: Statuses = list
 
@@ -122,6 +135,8 @@ class Server:
 
     async def handle(self, remote: PeerId, payload: bytes) -> bytes:
         """The answer to one request; raises RemoteError for bytes that cost the sender its stream."""
+        if self._pacer is not None:
+            self._pacer.look()
         author, message = await open_aside(payload, self._run)
         if author != remote and not isinstance(message, PeerStatus | Contribution | MergeOffer):
             raise BadSignature(f"{remote} passed on a {type(message).__name__} of {author}")
@@ -130,16 +145,15 @@ class Server:
         if isinstance(message, _ONE_WAY):
             self._one_way(remote, message, payload)
             return b""
-        return await seal_aside(self._keypair, self._run, await self._answer(message))
+        return await seal_aside(self._keypair, self._run, await self._answer(remote, message))
 
-    async def _answer(self, message: object) -> object:
+    async def _answer(self, remote: PeerId, message: object) -> object:
         fault_point.serves(message, self.state)
         match message:
             case GetBlob(root):
                 return await asyncio.to_thread(self._store.info, root) or Refused(f"blob {root} is not here")
             case GetChunk(root, index):
-                data = await asyncio.to_thread(self._store.chunk, root, index)
-                return Refused(f"chunk {index} of blob {root} is not here") if data is None else Chunk(data)
+                return await self._chunk(remote, root, index)
             case GetPeers(offset):
                 return self._peers(offset)
             case GetManifest():
@@ -147,13 +161,35 @@ class Server:
             case GetLog(heads):
                 return await self._log(heads)
             case GetState():
-                return self.state or Refused("no state yet")
+                if self.state is None:
+                    return Refused("no state yet")
+                self._served_states.serve(self.state)
+                return self.state
             case GetCheckpoint(version):
                 return await asyncio.to_thread(self._checkpoint, version)
             case GetEvents(since):
                 return self.events.behind(since)
             case _:
                 raise MalformedBytes(f"a {type(message).__name__} is not a request")
+
+    async def _chunk(self, remote: PeerId, root: Digest, index: int) -> Chunk | Refused:
+        self._served_states.asked(root)
+        if self._pacer is not None and not self._is_of_the_round(root):
+            info = await asyncio.to_thread(self._store.info, root)
+            if info is not None and index < num_chunks(info.num_bytes):
+                try:
+                    await self._pacer.turn(remote, chunk_length(info.num_bytes, index))
+                except Refusal as busy:
+                    return Refused(str(busy))
+        data = await asyncio.to_thread(self._store.chunk, root, index)
+        return Refused(f"chunk {index} of blob {root} is not here") if data is None else Chunk(data)
+
+    def _is_of_the_round(self, root: Digest) -> bool:
+        """Whether members may be waiting for that blob: one not listed yet, or listed by the last commit."""
+        if self._old[0] is not self.log:
+            old = (entry.root for commit in self.log[:-1] for entry in commit.commit.entries)
+            self._old = (self.log, frozenset(old))
+        return root in self._store.pinned(ROUND_PINS) and root not in self._old[1]
 
     def _peers(self, offset: int) -> Peers:
         statuses = [sealed for sealed in self._statuses() if len(sealed) <= MAX_SEALED_BYTES]

@@ -9,7 +9,7 @@ from __future__ import annotations
 import asyncio
 import random
 from collections import Counter
-from collections.abc import Awaitable, Callable, Coroutine
+from collections.abc import Awaitable, Callable
 from dataclasses import dataclass, field
 from pathlib import Path
 from typing import Any
@@ -22,30 +22,13 @@ from peer.serve import Server
 from swarm.digest import CHUNK_BYTES, Digest, blob_digest
 from swarm.identity import Keypair, PeerId
 from swarm.messages import BlobInfo, Chunk, GetBlob, GetChunk, open_message, seal_message
-from swarm.net.clock import VirtualTimeLoop
 from swarm.net.simnet import SimNet
+from tests.unit.inline_loop import run_inline
 from tests.unit.message_examples import RUN, keypair
 
 LINK = 12.5e6  # bytes/s of each uplink
 MOST = 1.3  # times the bytes of the state
 Fault = Callable[["Download", "Donor", Any], Awaitable[object | None]]
-
-
-class InlineLoop(VirtualTimeLoop):
-    """Work for other threads is done at once: it takes no virtual time, and time does not run on meanwhile."""
-
-    def run_in_executor(self, executor: Any, func: Callable[..., Any], *args: Any) -> asyncio.Future[Any]:  # type: ignore[override]
-        future = self.create_future()
-        try:
-            future.set_result(func(*args))
-        except BaseException as error:
-            future.set_exception(error)
-        return future
-
-
-def run_inline(main: Coroutine[Any, Any, Any]) -> Any:
-    with asyncio.Runner(loop_factory=InlineLoop) as runner:
-        return runner.run(main)
 
 
 class CountingNet(SimNet):
