@@ -66,6 +66,11 @@ DEEDS: Final = {
     "kill-p2pd": "SIGKILL to its p2pd",
     "mark": "nothing but the marker file",
 }
+_IN_TURN: Final = (
+    "commit-alone",
+    "commit-one-told",
+    "commit-all-told",
+)  # for these a commit is sent to one after the other
 _SERVED: Final = 256  # roots of reported states that are remembered
 _WITHHELD_LOOK_S: Final = 0.01
 
@@ -251,7 +256,8 @@ def telling(message: object, send: Coroutine[Any, Any, None]) -> Coroutine[Any, 
     if _armed.commit != message.parent:
         _armed.commit, _armed.told = message.parent, 0
         _armed.reached("commit-decided")
-    return _armed.tell(send)
+    fault = _armed.waiting()  # only who waits for it sends differently from other peers
+    return _armed.tell(send) if fault is not None and fault.phase in _IN_TURN else send
 
 
 def _do(fault: Fault, mark: Mark) -> None:

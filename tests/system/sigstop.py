@@ -13,6 +13,7 @@ import argparse
 import contextlib
 import json
 import os
+import shutil
 import signal
 import statistics
 import sys
@@ -43,14 +44,17 @@ class Freeze:
     last_cut_s: float  # until the last of the others had cut: they may still train when the first begins to exchange
     seconds: float  # until the last of the others told of the commit
     views: int  # leaders given up
-    listed: int
+    listed: int  # contributions in the commit
+    caught_up: int  # of the others: how many came to the head by the log instead
     load: float
 
 
 def main() -> int:
     options = _options()
     freezes: list[Freeze] = []
-    with tempfile.TemporaryDirectory(prefix="barnraise-sigstop-") as folder, _four_peers(Path(folder)) as swarm:
+    folder = Path(tempfile.mkdtemp(prefix="barnraise-sigstop-"))
+    print(f"the peers' homes and events are in {folder}", flush=True)
+    with _four_peers(folder) as swarm:
         with contextlib.suppress(KeyboardInterrupt):
             for number in range(options.times):
                 freeze = _freeze(swarm, number)
@@ -58,10 +62,11 @@ def main() -> int:
                 print(
                     f"{number + 1:>3}  {freeze.role:<7} version {freeze.version:<4} round ended after"
                     f" {freeze.seconds:4.1f} s ({freeze.last_cut_s:4.1f} s of it to the last cut),"
-                    f" {freeze.listed} listed, {freeze.views} views  load {freeze.load:.1f}",
+                    f" {freeze.listed} listed, {freeze.views} views, {freeze.caught_up} caught up  load {freeze.load:.1f}",
                     flush=True,
                 )
         assert_one_state(*swarm.peers.values())
+    shutil.rmtree(folder)
     if options.json is not None:
         options.json.write_text(json.dumps([asdict(freeze) for freeze in freezes], indent=1) + "\n")
     return _sum_up(freezes, options.times)
@@ -78,7 +83,7 @@ def _sum_up(freezes: Sequence[Freeze], times: int) -> int:
 
 @contextlib.contextmanager
 def _four_peers(folder: Path) -> Iterator[SwarmOfProcesses]:
-    config = CONFIG.format(local_steps=20).replace("min_peers = 3", "min_peers = {min_peers}")
+    config = CONFIG.format(local_steps=12).replace("min_peers = 3", "min_peers = {min_peers}")
     (folder / "swarm").mkdir()
     (folder / "launcher").mkdir()
     with contextlib.closing(Launcher(folder / "launcher")) as launcher:
@@ -132,14 +137,15 @@ def _freeze(swarm: SwarmOfProcesses, number: int) -> Freeze:
         last_cut_s=max(0.0, max(cuts, default=0.0) - mark.at_unix_s),
         seconds=max(one["at_unix_s"] for one in commits) - mark.at_unix_s,
         views=len(views),
-        listed=len(commits[0]["listed"]),
+        listed=max(len(one.get("listed", ())) for one in commits),
+        caught_up=sum(one["event"] == "CaughtUp" for one in commits),
         load=os.getloadavg()[0],
     )
 
 
 def _commit(peer: PeerProcess, mark: Mark) -> dict[str, object] | None:
     """How a peer tells of the end of the round in which it happened."""
-    told = peer.events("RoundCommitted")
+    told = peer.events("RoundCommitted", "CaughtUp")
     return next((one for one in told if one["version"] > mark.version and one["at_unix_s"] > mark.at_unix_s), None)
 
 
