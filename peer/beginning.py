@@ -21,6 +21,7 @@ from typing import Final
 from torch import Tensor
 
 from peer.home import Home
+from peer.learning_rate import learning_rate, swarm_tokens_now
 from peer.model import genesis_digest, initial_parameters
 from peer.replica import Replica
 from peer.saved import Generations, NothingWhole, SavedState, last_generation
@@ -45,6 +46,7 @@ class Begun:
     theta_N: Tensor
     optimizer: bytes | None
     losses: tuple[WorkDropped, ...] = ()
+    how: str = ""  # for people; empty for who had no past
 
 
 def begin(replica: Replica, home: Home, config: RunConfig, fetch: FetchState, screen: Screen) -> Begun:
@@ -54,6 +56,11 @@ def begin(replica: Replica, home: Home, config: RunConfig, fetch: FetchState, sc
     except NothingWhole as fault:
         begun = _salvaged(replica, screen) or _joined_again(replica, home, fetch, screen, fault)
     replica.incarnation = max(replica.incarnation + 1, int(time.time()))
+    if begun.how:
+        chain = replica.present.state.chain
+        rate = learning_rate(config.inner, swarm_tokens_now(chain.tokens, replica.work.tokens, chain.entries))
+        where = f"version {chain.version}, {chain.tokens:,} tokens, text from slot {chain.cursor:,}"
+        screen.fact(begun.how, f"{where}, learning rate {rate:.6g}, head {chain.head}")
     return begun
 
 
@@ -100,11 +107,10 @@ def _newest(replica: Replica, take_up: Callable[[SavedState], Begun], screen: Sc
     begun = replica.generations.load(take_up, passed_over.append)
     for line in passed_over:
         screen.say(line, style="yellow")
-    if begun is not None:
-        replica.skip_numbers(len(passed_over))
-        chain = replica.present.state.chain
-        screen.fact("resumes", f"version {chain.version}, {chain.tokens:,} tokens, head {chain.head}")
-    return begun
+    if begun is None:
+        return None
+    replica.skip_numbers(len(passed_over))
+    return replace(begun, how="resumes")
 
 
 # ---------------------------------------------------------------- without a state of ours
@@ -138,10 +144,8 @@ def _joined_again(replica: Replica, home: Home, fetch: FetchState, screen: Scree
     screen.say(f"what is damaged is kept in {aside}; remove it when nobody needs it any more", style="yellow")
     last = max(last_generation(folder / home.state.name) for folder in home.set_aside)
     replica.start_over(Generations(home.state), last)
-    chain = record.chain
-    screen.fact("joins again", f"version {chain.version}, {chain.tokens:,} tokens, head {chain.head}")
     lost = WorkDropped(replica.author, tokens, "the disk damaged this peer's state")
-    return replace(_saved(replica), losses=(lost,))
+    return replace(_saved(replica), losses=(lost,), how="joins again")
 
 
 def _asked(fetch: FetchState, fault: StateError) -> StateRecord:
