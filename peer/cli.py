@@ -92,13 +92,7 @@ def peer(
     ] = None,
     quiet: Annotated[bool, typer.Option("--quiet", help="Print errors only.")] = False,
     max_upload_mbit: Annotated[
-        float,
-        typer.Option(
-            "--max-upload-mbit",
-            metavar="MBIT",
-            min=0.0,
-            help="What your line can send, Mbit/s. Newcomers get a quarter of it. Default: what is seen, at least 10.",
-        ),
+        float, typer.Option("--max-upload-mbit", metavar="MBIT", min=0, help="What your line can send, Mbit/s.")
     ] = 0.0,
     prefer_torch: Annotated[
         bool, typer.Option("--prefer-torch", help="On a CPU: torch's fp32 optimizer where the run says 8 bits.")
