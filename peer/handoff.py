@@ -12,7 +12,7 @@ from __future__ import annotations
 import asyncio
 import queue
 import threading
-from collections.abc import Callable
+from collections.abc import Callable, Sequence
 from contextlib import suppress
 from dataclasses import dataclass, field
 
@@ -102,6 +102,20 @@ class Moved:
     undone: int  # own contributions that are pending again
     dropped_tokens: int  # of work given up, declared
     caught_up: bool
+
+
+def undone_commits(before: Sequence[ChainState], moved: Moved) -> int:
+    """How many commits of the chain that we were on are not on the way to the head that we moved to.
+
+    `before`: our head and those before it, newest first. A snapshot brings no log: then only what it shows by itself
+    counts, a version that is no higher than ours was, or contributions of ours that are pending again.
+    """
+    after = moved.record.chain
+    on_the_way = {after.head, *(commit.parent for commit in moved.log)}
+    for depth, chain in enumerate(before):
+        if chain.head in on_the_way:
+            return depth
+    return max(before[0].version - after.version + 1, min(1, moved.undone)) if before else 0
 
 
 @dataclass(frozen=True, slots=True)

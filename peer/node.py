@@ -215,6 +215,7 @@ class Node:
 
     def _moved(self, moved: work.Moved) -> None:
         self._parts.server.state, self._parts.server.log = moved.record, moved.log
+        undone = work.undone_commits(self._chains, moved)
         self._chains = moved.chains
         self._adopting, self._beside = None, None
         oldest = (
@@ -226,8 +227,8 @@ class Node:
         me = self._participant.me.peer
         if moved.dropped_tokens:
             self._happened(events.WorkDropped(me, moved.dropped_tokens, "our own state was wrong"))
-        if moved.undone:
-            self._happened(events.Undone(moved.record.chain.version, moved.undone, "another fork ranks higher"))
+        if undone:
+            self._happened(events.Undone(moved.record.chain.version, undone, "another fork ranks higher"))
         if moved.caught_up and self._caught_up is not None:
             how, num_bytes, seconds = self._caught_up
             self._happened(events.CaughtUp(me, moved.record.chain.version, how, num_bytes, seconds))

@@ -141,7 +141,7 @@ def describe(event: Event) -> str:
         case events.ViewChanged(view, leader, reason):
             return f"view {view}: {leader} leads ({reason})"
         case events.Undone(version, depth, reason):
-            return f"undid {depth} of our contributions on the way to version {version}: {reason}"
+            return f"undid {depth} commits on the way to version {version}: {reason}"
         case events.Merged(version, _, _, left, tokens_left, tokens_kept):
             return f"version {version}: branch {left} merged in, {tokens_left} tokens into {tokens_kept}"
         case events.HeadsBarred(version, heads):

@@ -349,13 +349,16 @@ def wait_listed(peer: PeerProcess, others: list[PeerProcess]) -> None:
 
 def commits_that_stand(peer: PeerProcess) -> dict[int, Json]:
     """The commits that a peer told of and did not undo, by version."""
-    kept: list[Json] = []
-    for event in peer.events("RoundCommitted", "Undone"):
-        if event["event"] == "Undone":
-            del kept[len(kept) - min(len(kept), event["depth"]) :]
-        else:
-            kept.append(event)
-    return {event["version"]: event for event in kept}
+    kept: dict[int, Json] = {}
+    version = -1
+    for event in peer.events("PeerStarted", "CaughtUp", "RoundCommitted", "Undone"):
+        if event["event"] == "Undone":  # told before the version that it led to
+            kept = {number: one for number, one in kept.items() if number <= version - event["depth"]}
+            continue
+        version = event["version"]
+        if event["event"] == "RoundCommitted":
+            kept[version] = event
+    return kept
 
 
 def assert_one_state(*peers: PeerProcess) -> int:

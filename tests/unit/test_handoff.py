@@ -4,8 +4,15 @@ from __future__ import annotations
 
 import asyncio
 import threading
+from collections.abc import Sequence
+from pathlib import Path
 
-from peer.handoff import CutNow, Evaluation, Handoff, SetView, Stop
+from peer.blob_store import BlobStore
+from peer.handoff import CutNow, Evaluation, Handoff, Moved, SetView, Stop, undone_commits
+from swarm.chain import ChainState
+from swarm.identity import Keypair
+from swarm.messages import Commit
+from tests.unit.small_swarm import log_of, state_at
 
 
 def test_orders_come_in_the_order_they_were_given() -> None:
@@ -80,3 +87,31 @@ def test_reports_after_the_loop_was_closed_are_dropped() -> None:
     asyncio.run(main())
     handoff.report(Evaluation(1, 1.0))
     assert heard == []
+
+
+def moved_to(
+    chains: Sequence[ChainState], commits: tuple[Commit, ...], stores: Sequence[BlobStore], undone: int = 0
+) -> Moved:
+    newest_first = tuple(reversed(chains))
+    return Moved(state_at(chains[-1], stores), newest_first[:3], commits, (), undone, 0, caught_up=True)
+
+
+def test_commits_that_the_way_to_the_new_head_leaves_out_are_undone(tmp_path: Path) -> None:
+    """One commit for each step back to where the two branches part, whoever is listed in them."""
+    authors, stores = [Keypair.generate(), Keypair.generate()], [BlobStore(tmp_path)]
+    trunk, to_trunk = log_of(3, authors, stores)
+    for length in range(3):
+        ours, _ = log_of(length, authors, stores, trunk[-1], b"ours")
+        theirs, to_theirs = log_of(2, authors, stores, trunk[-1], b"theirs")
+        before = tuple(reversed([*trunk, *ours[1:]]))[:3]
+        assert undone_commits(before, moved_to([*trunk, *theirs[1:]], (*to_trunk, *to_theirs), stores)) == length
+
+
+def test_a_snapshot_undoes_what_it_shows_by_itself(tmp_path: Path) -> None:
+    authors, stores = [Keypair.generate()], [BlobStore(tmp_path)]
+    ours, _ = log_of(4, authors, stores, salt=b"ours")
+    theirs, _ = log_of(6, authors, stores, salt=b"theirs")
+    before = tuple(reversed(ours))[:3]
+    for version, undone, expected in ((3, 0, 2), (4, 0, 1), (5, 0, 0), (6, 2, 1)):
+        assert undone_commits(before, moved_to(theirs[: version + 1], (), stores, undone)) == expected
+    assert undone_commits((), moved_to(theirs, (), stores)) == 0

@@ -77,14 +77,16 @@ class StubNetwork:
 class Peer:
     """A node with everything around it but a trainer, whose place the test takes."""
 
-    def __init__(self, host: Host, folder: Path, known: tuple[PeerId, ...] = ()) -> None:
+    config = CONFIG
+
+    def __init__(self, host: Host, folder: Path, known: tuple[PeerId, ...] = (), *, incarnation: int = 1) -> None:
         self.host = host
         self.events: list[Event] = []
-        self.handoff = Handoff()
-        me = Self(host.id, f"peer-{host.id}", "cpu", 1)
+        self.handoff = self.make_handoff()
+        me = Self(host.id, f"peer-{host.id}", "cpu", incarnation)
         record = state_at(START, [host.store])
         host.server.state = record
-        participant = Participant(me, CONFIG, START, record_digest(record), Seals.of(host.key, RUN))
+        participant = Participant(me, self.config, START, record_digest(record), Seals.of(host.key, RUN))
         self.network = StubNetwork(host.transport, known)
         self.node = Node(
             NodeParts(
@@ -103,6 +105,9 @@ class Peer:
             (START,),
         )
         self.task = asyncio.create_task(self.node.run(PeerStarted(host.id, me.name, "cpu", 0)))
+
+    def make_handoff(self) -> Handoff:
+        return Handoff()
 
     @staticmethod
     def _check(contribution: Contribution | Merge, blob: bytes) -> None:
@@ -221,8 +226,8 @@ def test_catching_up_by_the_log_ends_in_an_order_with_its_blobs(tmp_path: Path) 
     async def story(one: Peer, two: Peer) -> None:
         chains, commits = log_of(2, [one.host.key, two.host.key], [two.host.store])
         record = state_at(chains[-1], [two.host.store])
-        heads = tuple(chain.head for chain in reversed(chains))
-        two.handoff.report(work.Moved(record, heads, commits, (), 0, 0, caught_up=False))
+        newest_first = tuple(reversed(chains))
+        two.handoff.report(work.Moved(record, newest_first, commits, (), 0, 0, caught_up=False))
         orders: list[Any] = []
 
         def took() -> bool:
@@ -235,7 +240,7 @@ def test_catching_up_by_the_log_ends_in_an_order_with_its_blobs(tmp_path: Path) 
         assert order == work.ApplyCommits(START.head, commits, caught_up=True)
         one.host.store.collect()
         assert all(one.host.store.has(entry.root) for commit in commits for entry in commit.commit.entries)
-        one.handoff.report(work.Moved(record, heads, commits, (), 0, 0, caught_up=True))
+        one.handoff.report(work.Moved(record, newest_first, commits, (), 0, 0, caught_up=True))
         await until(lambda: one.node.participant.chain.head == chains[-1].head)
         assert any(type(event).__name__ == "CaughtUp" for event in one.events)
 
@@ -249,7 +254,7 @@ def test_pins_of_old_versions_are_let_go(tmp_path: Path) -> None:
         chain = START
         for version in range(1, 7):
             chain = replace(chain, version=version, head=blob_digest(bytes([version])), tokens=version)
-            one.handoff.report(work.Moved(state_at(chain, []), (chain.head,), (), (), 0, 0, caught_up=False))
+            one.handoff.report(work.Moved(state_at(chain, []), (chain,), (), (), 0, 0, caught_up=False))
         await until(lambda: one.node.participant.chain.version == 6)
         assert root not in one.node._pinned
         assert one.host.store.has(root) and one.host.store.collect() > 0 and not one.host.store.has(root)
