@@ -4,7 +4,7 @@ VENV   := .venv
 PY     := $(VENV)/bin/python
 STAMP  := $(VENV)/.installed
 
-.PHONY: help setup demo demo-short test soak chaos lint format typecheck clean
+.PHONY: help setup demo demo-short test soak chaos sigstop lint format typecheck clean
 
 help: ## show this list
 	@grep -E '^[a-z-]+:.*##' $(MAKEFILE_LIST) | sed -E 's/:.*## /\t/' | expand -t 14
@@ -39,6 +39,9 @@ soak: $(STAMP) ## six peers under random faults for MINUTES=60, and whether ever
 # More of it: make chaos CHAOS="--only leader --json chaos.json --repeat 3"
 chaos: $(STAMP) ## kill, freeze and cut off real peers at every step of a round
 	$(PY) -m tests.system.chaos $(CHAOS)
+
+sigstop: $(STAMP) ## how long three peers wait for a fourth that froze in mid-exchange
+	$(PY) -m tests.system.sigstop $(SIGSTOP)
 
 lint: $(STAMP) ## ruff (lint and format) and mypy
 	$(VENV)/bin/ruff check .
