@@ -16,15 +16,16 @@ from __future__ import annotations
 import asyncio
 import ipaddress
 import logging
-import math
 from collections import Counter, OrderedDict
-from collections.abc import Awaitable, Callable
-from contextlib import suppress
+from collections.abc import Awaitable, Callable, Iterator
+from contextlib import contextmanager, suppress
 from typing import Final
 
 from hivemind.proto import p2pd_pb2
 
 from peer.control import Control, DaemonRefused, from_daemon_id, read_message
+from peer.meter import Meter
+from peer.sealing import ASIDE_BYTES
 from swarm import wire
 from swarm.address import Address, parse_address
 from swarm.errors import MalformedBytes, NetworkError, RemoteError, TimedOut, Unreachable
@@ -38,7 +39,6 @@ MAX_OPEN_STREAMS: Final = 512  # waiting for a slot or served; more are closed u
 MAX_STREAMS_PER_REMOTE: Final = 128
 MAX_SLOTS_PER_REMOTE: Final = MAX_OPEN_REQUESTS // 4  # four greedy peers are needed to keep everybody else waiting
 MAX_KNOWN: Final = 1024  # addresses to dial again after the daemon was restarted
-RATE_HALF_LIFE_S: Final = 10.0
 INCOMING_SOCKET: Final = "in.sock"
 _DOWN: Final = "the network daemon is down"
 
@@ -71,25 +71,6 @@ def _rank(address: Address) -> int | None:
     if ip.is_unspecified or ip.is_link_local or ip.is_multicast:
         return None
     return _LOOPBACK if ip.is_loopback else 1 if ip.is_private else 0
-
-
-class Meter:
-    """Bytes counted, and their rate as a mean that forgets half of itself every RATE_HALF_LIFE_S."""
-
-    def __init__(self, now_s: float) -> None:
-        self.num_bytes = 0
-        self._rate = 0.0
-        self._at_s = now_s
-
-    def add(self, num_bytes: int, now_s: float) -> None:
-        """Counts bytes that passed at `now_s`."""
-        self._rate = self.bytes_per_s(now_s) + num_bytes * math.log(2) / RATE_HALF_LIFE_S
-        self._at_s = max(now_s, self._at_s)
-        self.num_bytes += num_bytes
-
-    def bytes_per_s(self, now_s: float) -> float:
-        """The smoothed rate, bytes/s."""
-        return float(self._rate * 0.5 ** (max(0.0, now_s - self._at_s) / RATE_HALF_LIFE_S))
 
 
 class HivemindTransport:
@@ -135,6 +116,16 @@ class HivemindTransport:
     @property
     def down_bytes_per_s(self) -> float:
         return self._down.bytes_per_s(asyncio.get_running_loop().time())
+
+    @property
+    def up_s(self) -> float:
+        """Seconds in which at least one long frame, of a blob that is, was being sent."""
+        return self._up.busy_s(asyncio.get_running_loop().time())
+
+    @property
+    def down_s(self) -> float:
+        """Seconds in which at least one long frame was being received."""
+        return self._down.busy_s(asyncio.get_running_loop().time())
 
     def addresses(self) -> tuple[str, ...]:
         return self._addresses
@@ -221,12 +212,26 @@ class HivemindTransport:
             raise Unreachable(self._why_down)
         return self._control
 
+    @contextmanager
+    def _moving(self, meter: Meter, num_bytes: int) -> Iterator[None]:
+        """A frame on its way; only those of blobs are timed."""
+        if num_bytes < ASIDE_BYTES:
+            yield
+            return
+        clock = asyncio.get_running_loop().time
+        meter.begin(clock())
+        try:
+            yield
+        finally:
+            meter.end(clock())
+
     def _count(self, meter: Meter, num_bytes: int) -> None:
         meter.add(num_bytes, asyncio.get_running_loop().time())
 
     async def _read_frame(self, reader: asyncio.StreamReader) -> bytes:
         length = wire.frame_length(await reader.readexactly(wire.FRAME_HEADER.size))
-        payload = await reader.readexactly(length)
+        with self._moving(self._down, length):
+            payload = await reader.readexactly(length)
         self._count(self._down, wire.FRAME_HEADER.size + length)
         return payload
 
@@ -278,8 +283,9 @@ class HivemindTransport:
             return
         framed = wire.frame(await self._handler(remote, payload))
         async with asyncio.timeout(IDLE_STREAM_TIMEOUT_S):
-            writer.write(framed)
-            await writer.drain()
+            with self._moving(self._up, len(framed)):
+                writer.write(framed)
+                await writer.drain()
         self._count(self._up, len(framed))
 
 

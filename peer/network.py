@@ -93,6 +93,14 @@ class Network:
         return self.transport.down_bytes
 
     @property
+    def up_s(self) -> float:
+        return self.transport.up_s
+
+    @property
+    def down_s(self) -> float:
+        return self.transport.down_s
+
+    @property
     def up_bytes_per_s(self) -> float:
         return self.transport.up_bytes_per_s
 

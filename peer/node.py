@@ -13,6 +13,7 @@ import logging
 import time
 from collections import Counter
 from collections.abc import Coroutine
+from dataclasses import replace
 from typing import Any, Final
 
 from peer import fault_point
@@ -94,6 +95,7 @@ class Node:
         self._caught_up: tuple[str, int, float] | None = None
         self._opened: tuple[PeerId, ...] = ()
         self._restarts = parts.network.num_restarts
+        self._moved_at_s = (0.0, 0.0)  # seconds of sending and receiving blobs at the last head
         parts.server.connect(self._received, self._known_statuses)
 
     # ---------------------------------------------------------------- life
@@ -218,6 +220,7 @@ class Node:
         undone = work.undone_commits(self._chains, moved)
         self._chains = moved.chains
         self._adopting, self._beside = None, None
+        self._moved_at_s = (self._parts.network.up_s, self._parts.network.down_s)
         oldest = (
             moved.record.chain.version - _PINNED_VERSIONS
         )  # what was listed since is pinned with the log that is saved
@@ -253,7 +256,11 @@ class Node:
                     heldout_version=progress.heldout_version,
                     checkpoint_version=self._checkpoint_version,
                     addresses=network.addresses[:8],
-                    time=progress.time,
+                    time=replace(
+                        progress.time,
+                        upload_s=max(0.0, network.up_s - self._moved_at_s[0]),
+                        download_s=max(0.0, network.down_s - self._moved_at_s[1]),
+                    ),
                 )
             )
         )

@@ -6,7 +6,8 @@ import pytest
 from hypothesis import given
 from hypothesis import strategies as st
 
-from peer.net import RATE_HALF_LIFE_S, Meter, announceable
+from peer.meter import RATE_HALF_LIFE_S, Meter
+from peer.net import announceable
 from swarm.identity import Keypair
 from swarm.messages import MAX_ADDRESSES
 
@@ -54,3 +55,18 @@ def test_a_steady_stream_is_measured_at_its_rate() -> None:
         meter.add(100, tenth / 10)  # 1000 bytes/s
     # Between arrivals the mean sags by at most 1 - 2^(-0.1 s / half-life), 0.7 %.
     assert meter.bytes_per_s(200.0) == pytest.approx(1000.0, rel=0.01)
+
+
+def test_several_at_once_are_the_time_of_one() -> None:
+    meter = Meter(0.0)
+    assert meter.busy_s(5.0) == 0.0
+    meter.begin(10.0)
+    meter.begin(11.0)
+    assert meter.busy_s(12.0) == 2.0
+    meter.end(12.5)
+    assert meter.busy_s(13.0) == 3.0
+    meter.end(14.0)
+    assert meter.busy_s(99.0) == 4.0
+    meter.begin(100.0)
+    meter.end(101.0)
+    assert meter.busy_s(200.0) == 5.0

@@ -64,6 +64,7 @@ class StubNetwork:
         self.board = Board()
         self.num_restarts = 0
         self.up_bytes = self.down_bytes = 0
+        self.up_s = self.down_s = 0.0
         self.up_bytes_per_s = self.down_bytes_per_s = 0.0
 
     @property
