@@ -21,6 +21,7 @@ import transformers.models.gpt_neox.modeling_gpt_neox  # noqa: F401
 
 import peer.start  # noqa: F401
 from peer.cli import main
+from tests.system.liar import lie_if_told
 
 
 def enter_namespace(pid: int | None) -> None:
@@ -43,6 +44,7 @@ def run(order: dict[str, Any]) -> None:
         os.dup2(os.open(name, os.O_RDWR | os.O_CREAT | os.O_TRUNC, 0o600), descriptor)
     if order["file_limit"] is not None:
         resource.setrlimit(resource.RLIMIT_FSIZE, (order["file_limit"], resource.RLIM_INFINITY))
+    lie_if_told()
     sys.argv = ["run_peer.py", *order["arguments"]]
     code = 1
     try:
