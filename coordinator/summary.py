@@ -10,7 +10,8 @@
     digests_equal           whether all peers at an equal head had equal state digests, as far back as this monitor knows
     peers[]                 id, name, device, activity, live, version, head, state_digest, agrees, tokens_per_s, up_bytes,
                             down_bytes, up_bytes_per_s, down_bytes_per_s, train_loss, heldout_loss, checkpoint_version,
-                            seen_s_ago, waits_for, trouble, num_bad, addresses[]
+                            seen_s_ago, waits_for, trouble, num_bad, addresses[], and time: seconds since its last commit by
+                            what they went to (compute_s, encode_s, exchange_s, apply_s, wait_s, upload_s, download_s)
     rounds[]                oldest first: version, head, tokens, tokens_in_all, listed[], left_out[], duration_s, minority,
                             leader, reason, state_digest, num_tellers, digests_equal
     heldout[]               [version, loss] pairs, ascending
@@ -21,7 +22,7 @@ from __future__ import annotations
 
 from collections import Counter
 from collections.abc import Iterable
-from dataclasses import dataclass
+from dataclasses import asdict, dataclass
 from typing import Any
 
 from coordinator.view import TAKES_PART, PeerSeen, RoundSeen, SwarmView, live_peers, middle
@@ -173,6 +174,7 @@ def _row_json(row: PeerRow) -> dict[str, Any]:
         "trouble": row.seen.trouble,
         "num_bad": row.seen.num_bad,
         "addresses": list(status.addresses),
+        "time": {name: round(seconds, 3) for name, seconds in asdict(status.time).items()},
     }
 
 
