@@ -72,6 +72,7 @@ MATRIX: Final[Mapping[str, _Row]] = {
     "monitor": _MONITOR,
     "bootstrap": _BOOTSTRAP,
 }
+_LATE: Final = 0.4  # who joins by a snapshot needs a run of some versions
 SHORT: Final = (
     "leader/commit-alone/kill",
     "member/fetch/stop-all",
@@ -105,7 +106,11 @@ def all_cells() -> list[Cell]:
         ]
         for fault in FAULTS
     }
-    placed = [((place + 0.5) / len(cells), cell) for cells in by_fault.values() for place, cell in enumerate(cells)]
+    placed = [
+        (max((place + 0.5) / len(cells), _LATE if cell.role in ("joiner", "donor") else 0.0), cell)
+        for cells in by_fault.values()
+        for place, cell in enumerate(cells)
+    ]
     return [cell for _, cell in sorted(placed, key=lambda one: one[0])]
 
 
