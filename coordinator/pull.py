@@ -25,9 +25,7 @@ from swarm.digest import CHUNK_BYTES, Digest
 from swarm.errors import ConfigError, MalformedBytes, NetworkError, Refusal, RemoteError, StateError, Unreachable
 from swarm.identity import Keypair, PeerId
 from swarm.messages import (
-    BlobInfo,
     CheckpointRecord,
-    Chunk,
     GetBlob,
     GetCheckpoint,
     Refused,
@@ -283,23 +281,15 @@ class _Download:
 
     def _take(self, fetch: BlobFetch, target: BinaryIO, ask: Ask, answer: object) -> None:
         """Hands one answer to the machine, and verified bytes to the file."""
-        match answer:
-            case BlobInfo() if isinstance(ask.message, GetBlob):
-                is_first = fetch.num_chunks is None
-                if fetch.on_info(ask.to, answer) and is_first:
-                    self._resume(fetch, target)
-            case Chunk(data) if not isinstance(ask.message, GetBlob):
-                if fetch.on_chunk(ask.to, ask.message.index, data):
-                    target.seek(ask.message.index * CHUNK_BYTES)
-                    target.write(data)
-                    self._had_bytes += len(data)
-                    self.fetched_bytes += len(data)
-            case Refusal():
-                fetch.on_failure(ask.to, str(answer), refused=True)
-            case Exception():
-                fetch.on_failure(ask.to, str(answer))
-            case _:
-                fetch.on_failure(ask.to, f"answered with a {type(answer).__name__}", refused=True)
+        had_digests = fetch.num_chunks is not None
+        data = fetch.take(ask, answer, trio.current_time())
+        if data is not None:
+            target.seek(ask.piece * CHUNK_BYTES)
+            target.write(data)
+            self._had_bytes += len(data)
+            self.fetched_bytes += len(data)
+        elif fetch.num_chunks is not None and not had_digests:
+            self._resume(fetch, target)
 
     def _resume(self, fetch: BlobFetch, target: BinaryIO) -> None:
         """Takes the chunks that an earlier try has left, as far as their digests are right."""

@@ -35,7 +35,7 @@ from tests.system.swarm_of_processes import PeerProcess, SwarmOfProcesses
 
 pytestmark = pytest.mark.system
 VERSION = 40
-UPLOAD_MBIT = "240"  # of which a joiner gets 7.5 MB/s from each donor: time enough to kill somebody half-way
+UPLOAD_MBIT = "120"  # of which a joiner gets 3.75 MB/s from each donor: time enough to kill somebody half-way
 # About five million parameters: a state of some 40 MB.
 CONFIG = """
 preset = "tiny"

@@ -28,6 +28,7 @@ from tests.unit.message_examples import RUN, keypair
 
 LINK = 12.5e6  # bytes/s of each uplink
 MOST = 1.3  # times the bytes of the state
+CRAWLING_S = 8.0  # a chunk
 Fault = Callable[["Download", "Donor", Any], Awaitable[object | None]]
 
 
@@ -115,7 +116,7 @@ async def freezes(download: Download, donor: Donor, message: Any) -> None:
 
 async def crawls(download: Download, donor: Donor, message: Any) -> None:
     async with donor.turn:
-        await asyncio.sleep(20 * CHUNK_BYTES / LINK if isinstance(message, GetChunk) else 0.0)
+        await asyncio.sleep(CRAWLING_S if isinstance(message, GetChunk) else 0.0)
 
 
 async def lies_in_chunks(download: Download, donor: Donor, message: Any) -> object | None:
@@ -178,3 +179,16 @@ def test_the_right_bytes_and_hardly_more_of_them(
         assert len(blob) == num_bytes and blob_digest(blob) == root
     num_bytes = sum(length for _, length in shapes[shape])
     assert sum(download.sent_bytes) <= MOST * num_bytes, download.sent_bytes
+
+
+@pytest.mark.parametrize("shape", ["one blob", "six units"])
+@pytest.mark.parametrize("kinds", ["hc", "hhcc"])
+def test_a_slow_donor_does_not_hold_the_last_chunk(
+    state: tuple[BlobStore, dict[str, list[tuple[Digest, int]]]], tmp_path: Path, kinds: str, shape: str
+) -> None:
+    store, shapes = state
+    download = download_of(1, store, tmp_path / "own", kinds)
+    run_inline(download.run(shapes[shape]))
+    num_bytes = sum(length for _, length in shapes[shape])
+    assert download.took_s <= num_bytes / (LINK * kinds.count("h")) + 2.0 < CRAWLING_S
+    assert sum(download.sent_bytes) <= 1.1 * num_bytes
