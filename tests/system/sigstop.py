@@ -51,6 +51,7 @@ class Freeze:
 
 def main() -> int:
     options = _options()
+    signal.signal(signal.SIGTERM, signal.default_int_handler)  # as Ctrl+C: nothing may be left behind
     freezes: list[Freeze] = []
     folder = Path(tempfile.mkdtemp(prefix="barnraise-sigstop-"))
     print(f"the peers' homes and events are in {folder}", flush=True)

@@ -190,6 +190,12 @@ class Arena:
             if peer.is_running:
                 self.thaw(peer)
 
+    def kill_all(self) -> None:
+        """Everything that this swarm started, at once."""
+        for process in self.swarm.processes():
+            with contextlib.suppress(psutil.Error):
+                process.kill()
+
     def told_of_round(self, peer: PeerProcess, after: int) -> list[Json]:
         """The commits that a peer told of behind its first `after` events."""
         return [event for event in peer.events()[after:] if event["event"] == "RoundCommitted"]

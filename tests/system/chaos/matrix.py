@@ -19,6 +19,8 @@ from tests.system.chaos.links import Links
 from tests.system.chaos.trial import Outcome, try_cell
 from tests.system.launcher import Launcher
 
+_STOP_S = 60.0  # a lane that is told to stop may sit out the 20 s of a frozen peer first
+
 
 @dataclass(frozen=True, slots=True)
 class Result:
@@ -57,6 +59,7 @@ class Matrix:
         self._lock = threading.Lock()
         self._numbers = count(1)
         self._stopping = threading.Event()
+        self._arenas: list[Arena] = []
 
     def run(self, cells: Sequence[Cell], lanes: int, with_links: bool) -> None:
         """Returns when all are tried. `with_links`: one lane has links that can be cut; else there are no such cells."""
@@ -72,8 +75,10 @@ class Matrix:
                     thread.join(0.2)
         except BaseException:
             self._stopping.set()
+            for arena in list(self._arenas):  # whoever waits for its peers hears of their end
+                arena.kill_all()
             for thread in threads:
-                thread.join(60.0)
+                thread.join(_STOP_S)
             raise
 
     def _next(self, has_links: bool) -> Cell | None:
@@ -102,7 +107,9 @@ class Matrix:
         last: Result | None = None
         began_s = time.monotonic()
         try:
-            with Arena(folder, self._launcher, links) as arena:
+            arena = Arena(folder, self._launcher, links)
+            self._arenas.append(arena)
+            with arena:
                 while last is None:
                     began_s = time.monotonic()
                     result = Result(cell, try_cell(arena, cell), "", time.monotonic() - began_s, os.getloadavg()[0])
@@ -113,6 +120,8 @@ class Matrix:
                         self._tell(result)
                         cell = following
         except Exception as error:
+            if self._stopping.is_set():
+                return None
             folder.mkdir(parents=True, exist_ok=True)
             (folder / "failure.txt").write_text(traceback.format_exc())
             why = f"{(str(error) or type(error).__name__).splitlines()[0]} (see {folder})"
