@@ -3,14 +3,18 @@
 from __future__ import annotations
 
 import contextlib
+import re
 from collections.abc import Iterator
 
 import psutil
 import pytest
 
+from peer.learning_rate import learning_rate, swarm_tokens_now
 from peer.saved import Generations
 from swarm.chain import ChainState
+from swarm.digest import Digest
 from swarm.errors import StateError
+from swarm.manifest import Manifest
 from tests.system.launcher import Launcher
 from tests.system.swarm_of_processes import (
     BATCH_WINDOWS,
@@ -63,35 +67,67 @@ def test_each_peer_dies_and_comes_back_the_leader_first(swarm: SwarmOfProcesses)
     assert longest_gap_s([peer.events()[told_before[peer.name] :] for peer in peers]) < LONGEST_GAP_S
 
 
-def test_all_die_and_the_run_goes_on_from_its_last_commit(swarm: SwarmOfProcesses) -> None:
+def test_all_die_and_the_first_one_back_goes_on_from_the_last_commit(swarm: SwarmOfProcesses) -> None:
     peers = tuple(swarm.peers.values())
     peers[0].wait_commit()
     for peer in peers:
         peer.kill()
     told = max((event for peer in peers for event in peer.events("RoundCommitted")), key=lambda event: event["version"])
-    kept = max((chain for peer in peers for chain in chains_on_disk(peer)), key=lambda chain: chain.version)
+    first = max(peers, key=lambda peer: newest_chain(peer).version)
+    kept = newest_chain(first)
     assert kept.version >= told["version"]  # on disk before it is told
     told_before = {peer.name: len(peer.events()) for peer in peers}
+    first.start()
+    started = first.wait_event("PeerStarted", after=told_before[first.name])
+    assert started["version"] == kept.version
+    assert resumed_at(first) == (kept.version, kept.tokens, kept.cursor, pytest.approx(rate_at(first), rel=1e-4))
+    # It waits for the others as long as it must, then goes on alone: the next commit is upon that very chain, in its
+    # tokens and in its place in the text, which moves by a lease for each member of the roster.
+    commit = first.wait_event("RoundCommitted", after=told_before[first.name])
+    assert (commit["version"], commit["minority"]) == (kept.version + 1, True)
+    assert commit["tokens_in_all"] == kept.tokens + commit["tokens"]
+    follower = first.wait(
+        "its next state", lambda: next((one for one in chains_on_disk(first) if one.entries == 1), None)
+    )
+    lease = LOCAL_STEPS * BATCH_WINDOWS
+    moved = (len(kept.roster) + follower.version - kept.version - 1) * lease
+    assert follower.cursor - kept.cursor == moved
     for peer in peers:
-        peer.start()
+        if peer is not first:
+            peer.start()
     for peer in peers:
-        peer.wait_version(kept.version + 2)
-    news = [event for peer in peers for event in peer.events()[told_before[peer.name] :]]
-    assert max(event["version"] for event in news if event["event"] == "PeerStarted") == kept.version
-    # Nobody who was there undoes what he has, so the next commit is upon that very chain: its tokens, and its place in the
-    # text, which moves by a lease for each member of the roster.
-    first = next(event for event in news if event["event"] == "RoundCommitted" and event["version"] == kept.version + 1)
-    assert first["tokens_in_all"] == kept.tokens + first["tokens"]
-
-    def next_chain() -> ChainState | None:
-        return next((chain for chain in chains_on_disk(peers[0]) if chain.version > kept.version), None)
-
-    follower = peers[0].wait("its next state", next_chain)
-    moved = (follower.cursor - kept.cursor) / (follower.version - kept.version)
-    assert 2 <= moved / (LOCAL_STEPS * BATCH_WINDOWS) <= len(peers)
+        wait_listed(peer, [one for one in peers if one is not peer])
     for peer in peers:
         assert_versions_grow(peer)
     assert assert_one_state(*peers) >= 1
+
+
+def test_a_damaged_private_part_is_given_up_and_the_peer_goes_on(swarm: SwarmOfProcesses) -> None:
+    victim, others = swarm.peer("p2"), [swarm.peer("p1"), swarm.peer("p3")]
+    victim.kill()
+    seen = len(victim.events())
+    damage(victim, {saved.residual for saved in Generations(victim.home / "state").kept()})
+    victim.start()
+    assert "alone" in victim.wait_event("WorkDropped", after=seen)["reason"]
+    wait_listed(victim, others)
+    assert "the shared state is whole" in victim.out and not list(victim.home.glob("damaged-*"))
+    assert_versions_grow(victim)
+    assert_one_state(victim, *others)
+
+
+def test_a_damaged_shared_state_is_moved_aside_and_the_peer_joins_again(swarm: SwarmOfProcesses) -> None:
+    victim, others = swarm.peer("p3"), [swarm.peer("p1"), swarm.peer("p2")]
+    victim.kill()
+    seen, last = len(victim.events()), max(event["seq"] for event in victim.events("CutMade"))
+    states = [state for saved in Generations(victim.home / "state").kept() for state in saved.states]
+    damage(victim, {unit.root for state in states for unit in state.units})
+    victim.start()
+    assert "state" in victim.wait_event("WorkDropped", after=seen)["reason"]
+    wait_listed(victim, others)
+    assert "joins again" in victim.out and (victim.home / "damaged-1" / "state").is_dir()
+    assert victim.wait_event("CutMade", after=seen)["seq"] > last
+    assert_versions_grow(victim)
+    assert_one_state(victim, *others)
 
 
 def test_a_peer_starts_its_dead_daemon_again(swarm: SwarmOfProcesses) -> None:
@@ -123,3 +159,32 @@ def chains_on_disk(peer: PeerProcess) -> list[ChainState]:
     with contextlib.suppress(StateError):
         return [state.chain for saved in Generations(peer.home / "state").kept() for state in saved.states]
     return []
+
+
+def newest_chain(peer: PeerProcess) -> ChainState:
+    return max(chains_on_disk(peer), key=lambda chain: chain.version)
+
+
+def damage(peer: PeerProcess, roots: set[Digest]) -> None:
+    """Changes the last byte of these blobs, as far as they are there still."""
+    for root in roots:
+        path = peer.home / "blobs" / root.hex()
+        if path.exists():
+            raw = path.read_bytes()
+            path.write_bytes(raw[:-1] + bytes([raw[-1] ^ 1]))
+
+
+def rate_at(peer: PeerProcess) -> float:
+    """The learning rate that follows from what is on the peer's disk: from the swarm's tokens alone."""
+    saved = Generations(peer.home / "state").kept()[0]
+    chain = saved.states[-1].chain
+    config = Manifest.from_bytes((peer.home / "run.manifest").read_bytes()).config
+    return learning_rate(config.inner, swarm_tokens_now(chain.tokens, saved.tokens_since_cut, chain.entries))
+
+
+def resumed_at(peer: PeerProcess) -> tuple[int, int, int, float]:
+    """Version, tokens, first slot of the text and learning rate that a peer says it goes on with."""
+    line = r"resumes\s+version (\d+), ([\d,]+) tokens, text from slot ([\d,]+), learning rate ([\d.e-]+)"
+    found = peer.wait("where it resumes", lambda: re.search(line, peer.out))
+    version, tokens, cursor = (int(one.replace(",", "")) for one in found.groups()[:3])
+    return version, tokens, cursor, float(found[4])
