@@ -7,26 +7,28 @@ counted once, and each peer's numbers are all there.
 from __future__ import annotations
 
 from collections.abc import Iterator
-from dataclasses import replace
 from pathlib import Path
 from types import SimpleNamespace
 
 import pytest
-import torch
 from torch import Tensor
 
 from peer import handoff as work
 from peer import trainer
-from swarm.chain import Merge, merge_weight
+from peer.replica import KEPT_COMMITS
+from swarm.chain import Merge
 from swarm.config import CodecConfig, InnerConfig, OuterConfig, RunConfig
 from swarm.digest import Digest
 from swarm.identity import PeerId
+from swarm.messages import Commit
 from tests.equivalence import group as groups
 from tests.equivalence.group import Group
 from tests.equivalence.member import Member
-from tests.equivalence.stand_ins import relative_difference, tiny_config, tiny_round
+from tests.equivalence.stand_ins import tiny_config, tiny_round
 
-SWEEP_S = 0.5  # a heartbeat: a round of ten steps takes fifteen of them, as one of two minutes with the default settings
+SWEEP_S = (
+    0.5  # a heartbeat: a round of ten steps takes fifteen of them, as one of two minutes with the default settings
+)
 STEPS, LEASE_STEPS = 10, 40
 INT8_STEP = 1 / 254  # half a step of the largest element of a block
 
@@ -151,3 +153,138 @@ def test_split_for_five_rounds(tmp_path: Path, monkeypatch: pytest.MonkeyPatch, 
         assert {entry.author for entry in swarm.chain_to(swarm[0].head)[-1].commit.entries} == {
             member.id for member in swarm.members
         }
+
+
+LONE = {"comes back to four who did more": (1, 1, 1, 1, 1), "did more than the four": (1, 1, 1, 1, 20)}
+
+
+@pytest.mark.parametrize("case", LONE)
+def test_one_that_trained_alone_for_longer_than_logs_are_kept(
+    tmp_path: Path, monkeypatch: pytest.MonkeyPatch, case: str
+) -> None:
+    with Swarm(tmp_path, monkeypatch, run_config(local_steps=2, train_deadline_s=20.0), batches=LONE[case]) as swarm:
+        swarm.settle(2)
+        forked = swarm[0].version
+        swarm.split((0, 1, 2, 3), (4,))
+        swarm.run_until(lambda: min(swarm.versions(0, 4)) > forked + KEPT_COMMITS + 2)
+        heads = (swarm[0].head, swarm[4].head)
+        is_lone = swarm[4].replica.present.state.chain.tokens > swarm[0].replica.present.state.chain.tokens
+        assert is_lone == (case == "did more than the four")
+        swarm.heal()
+        swarm.run_until(lambda: len({member.head for member in swarm.members}) == 1)
+        assert_one_state(swarm, heads)
+        assert len(swarm.merges(swarm[0].head)) >= 1
+        assert_mean_of_anchors(swarm, swarm[0].head)
+        swarm.settle(swarm[0].version + 3)
+        assert_one_state(swarm, heads)
+        for member in swarm.members:  # what waited on the longer chain is no stone in its author's way
+            assert all(
+                abs(member.replica.contributions[seq][0].version - member.version) <= 2
+                for seq in member.replica.pending
+            )
+
+
+# -------------------------------------------------------------------- killed while it merges
+
+SIDES = ((0, 1, 2), (3, 4))
+
+
+def apart(swarm: Swarm) -> tuple[Digest, ...]:
+    """Three and two, each side three rounds on, one more than an undo reaches back; their heads."""
+    swarm.settle(1)
+    swarm.run_apart(SIDES, 3)
+    heads = (swarm[0].head, swarm[3].head)
+    swarm.heal()
+    return heads
+
+
+def the_leader(swarm: Swarm) -> Member:
+    return next(member for member in swarm.members if member.place.number in SIDES[0] and member.participant.is_leader)
+
+
+def has_offers(member: Member) -> bool:
+    return bool(member.participant._leadership.merges._offers)
+
+
+def settle_merged(swarm: Swarm, heads: tuple[Digest, ...]) -> None:
+    swarm.run_until(
+        lambda: len({member.head for member in swarm.members}) == 1 and bool(swarm.merges(swarm.members[0].head))
+    )
+    swarm.settle(max(member.version for member in swarm.members) + 2)
+    for number in range(5):
+        if number not in swarm._members:
+            swarm.start(number)
+    swarm.settle(max(member.version for member in swarm.members) + 2)
+    assert_one_state(swarm, heads)
+
+
+def test_the_leader_dies_with_a_branch_on_its_table(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
+    with Swarm(tmp_path, monkeypatch, run_config(local_steps=5)) as swarm:
+        heads = apart(swarm)
+        swarm.run_until(lambda: has_offers(the_leader(swarm)))
+        leader = the_leader(swarm)
+        assert not swarm.merges(leader.head)
+        swarm.kill(leader.place.number)
+        settle_merged(swarm, heads)
+
+
+@pytest.mark.parametrize("is_heard", [True, False], ids=["the others have its commit", "nobody has its commit"])
+def test_the_leader_dies_behind_its_merge(tmp_path: Path, monkeypatch: pytest.MonkeyPatch, is_heard: bool) -> None:
+    with Swarm(tmp_path, monkeypatch, run_config(local_steps=5)) as swarm:
+        heads = apart(swarm)
+        leader = cut_off_at_merge(swarm, ()) if not is_heard else the_leader(swarm)
+        swarm.run_until(lambda: bool(swarm.merges(leader.head)))
+        swarm.kill(leader.place.number)
+        swarm.heal()
+        settle_merged(swarm, heads)
+
+
+def cut_off_at_merge(swarm: Swarm, also: tuple[int, ...]) -> Member:
+    """Runs until the leader of the better side issues a merge: nobody hears of it but these."""
+    found: list[Member] = []
+
+    def commits_to_apply(member: Member, commit: Commit) -> list[Commit]:
+        if commit.commit.merge is not None and not found:
+            found.append(member)
+            alone = {member.place.number, *also}
+            swarm.split(tuple(alone), tuple(set(range(5)) - alone))
+        return [commit]
+
+    swarm.commits_to_apply = commits_to_apply
+    swarm.run_until(lambda: found != [])
+    return found[0]
+
+
+@pytest.mark.parametrize("numbers", [(4,), (3, 4)], ids=["one", "both"])
+def test_who_waits_to_be_merged_dies_and_comes_back(
+    tmp_path: Path, monkeypatch: pytest.MonkeyPatch, numbers: tuple[int, ...]
+) -> None:
+    with Swarm(tmp_path, monkeypatch, run_config(local_steps=5)) as swarm:
+        heads = apart(swarm)
+        swarm.run_until(lambda: all(swarm[number].participant._passage.is_merging for number in numbers))
+        for number in numbers:
+            swarm.kill(number)
+            swarm.start(number)
+        settle_merged(swarm, heads)
+
+
+@pytest.mark.parametrize("with_loser", [False, True], ids=["the leader alone", "with one of the branch"])
+def test_a_merge_is_undone_as_any_commit(tmp_path: Path, monkeypatch: pytest.MonkeyPatch, with_loser: bool) -> None:
+    """The leader alone has it; the others go on from the parent, outweigh it, and merge the branch themselves."""
+    with Swarm(tmp_path, monkeypatch, run_config(local_steps=5), batches=(4, 4, 4, 1, 1)) as swarm:
+        heads = apart(swarm)
+        also = (4,) if with_loser else ()
+        leader = cut_off_at_merge(swarm, also)
+        there = (leader.place.number, *also)
+        swarm.run_until(lambda: all(swarm.merges(swarm[number].head) for number in there))
+        merged, tokens = leader.head, leader.replica.present.state.chain.tokens
+        parent = swarm.chain_to(merged)[-1].parent
+        others = [member for member in swarm.members if member.place.number not in (*there, 3, 4)]
+        swarm.run_until(lambda: all(one.replica.present.state.chain.tokens > tokens for one in others))
+        for one in others:
+            parents = [commit.parent for commit in swarm.chain_to(one.head)]
+            assert parent in parents and merged not in parents, "not a fork of depth one"
+        swarm.heal()
+        swarm.run_until(lambda: leader.head != merged)
+        settle_merged(swarm, heads)
+        assert merged not in [one.parent for one in swarm.chain_to(swarm[0].head)]
