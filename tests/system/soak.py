@@ -16,11 +16,11 @@ import subprocess
 import sys
 import tempfile
 import time
+from collections import Counter
 from dataclasses import asdict, dataclass
 from pathlib import Path
-from typing import IO, Annotated, Any, Final
+from typing import Annotated, Any, Final
 
-import psutil
 import typer
 
 from tests.system.launcher import ROOT, Launcher
@@ -210,20 +210,22 @@ class Soak:
 
     def _describe(self, gap: Gap) -> str:
         at = time.strftime("%H:%M:%S", time.localtime(gap.began_s))
-        return f"gap of {gap.seconds:.1f} s from {at} ({gap.began_s:.1f}) until version {gap.version}: {near(gap, self._faults.done)}"
+        reasons = near(gap, self._faults.done)
+        return f"gap of {gap.seconds:.1f} s from {at} ({gap.began_s:.1f}) until version {gap.version}: {reasons}"
 
     def _line(self, now_s: float) -> str:
         story, leaks = self._story, self._leaks
-        states = [slot.state for slot in self._faults.slots.values()]
+        states = Counter(slot.state for slot in self._faults.slots.values())
+        away = states.total() - states["up"] - states["frozen"] - states["gone"]
         gaps = story.gaps(now_s)
-        resident = sum(leaks.series["peer RSS"].newest(now_s - 2 * SAMPLE_EVERY_S))
+        resident = sum(leaks.series["peer memory"].newest(now_s - 2 * SAMPLE_EVERY_S))
         files = sum(leaks.series["peer descriptors"].newest(now_s - 2 * SAMPLE_EVERY_S))
         return (
-            f"{now_s - self._began_s:6.0f} s  version {story.newest:>4}  up {states.count('up')} frozen"
-            f" {states.count('frozen')} down {len(states) - states.count('up') - states.count('frozen') - states.count('gone')}"
+            f"{now_s - self._began_s:6.0f} s  version {story.newest:>4}"
+            f"  up {states['up']} frozen {states['frozen']} away {away}"
             f"  round {story.median_round_s():.1f} s  longest gap {max((gap.seconds for gap in gaps), default=0.0):.1f} s"
             f"  faults {len(self._faults.done)}  divergences {len(story.divergences)}  forks {story.forks}"
-            f"  undone {story.counts['Undone']}  RSS {resident:.0f} MiB  descriptors {files:.0f}"
+            f"  undone {story.counts['Undone']}  memory {resident:.0f} MiB  descriptors {files:.0f}"
             f"  p2pd {leaks.last.get('p2pd processes', 0)}"
         )
 
@@ -270,7 +272,7 @@ class Soak:
         """What the table shows, as plain values."""
         story, gaps = self._story, sorted(gap.seconds for gap in self._story.gaps())
         series = {
-            name: {"slope_per_h": one.slope_per_h(), "start_and_end": one.start_and_end(), "lives": len(one.lasting())}
+            name: {"slope_per_h": one.slope_per_h(), "start_and_end": one.start_and_end(), "lives": one.thinned()}
             for name, one in self._leaks.series.items()
         }
         return {
@@ -318,7 +320,7 @@ def report(soak: Soak, json_path: Path | None) -> bool:
     return all(verdict.held is not False for verdict in verdicts)
 
 
-def soak(
+def soak(  # noqa: PLR0913  as many as options
     minutes: Annotated[float, typer.Option(help="How long to run after the first commit.")] = 60.0,
     peers: Annotated[int, typer.Option(min=3, help="Peers at a time.")] = 6,
     seed: Annotated[int, typer.Option(help="Of the faults.")] = 1,

@@ -20,6 +20,7 @@ import psutil
 
 WARM_UP_S: Final = 90.0  # of a life, before its samples count
 LASTS_S: Final = 180.0  # a life has a slope when its samples behind the warm-up span so much
+LONG_S: Final = 900.0  # from which span on a slope per hour counts: over few minutes it is mostly noise
 _MAX_SAMPLES: Final = 120  # of one life that pairs are made of: every k-th of a longer one
 _MIB: Final = float(1 << 20)
 
@@ -35,13 +36,13 @@ class Measure:
 
 
 MEASURES: Final = (
-    Measure("peer RSS", "MiB", 24.0, 12.0),
+    Measure("peer memory", "MiB", 24.0, 12.0),
     Measure("peer descriptors", "", 12.0, 6.0),
     Measure("peer threads", "", 6.0, 3.0),
-    Measure("p2pd RSS", "MiB", 24.0, 12.0),
+    Measure("p2pd memory", "MiB", 24.0, 12.0),
     Measure("p2pd descriptors", "", 24.0, 12.0),
     Measure("home", "MiB", 12.0, 6.0),
-    Measure("monitor RSS", "MiB", 24.0, 12.0),
+    Measure("monitor memory", "MiB", 24.0, 12.0),
 )
 Life = tuple[str, int]  # a name, and a process id
 
@@ -73,6 +74,19 @@ class Series:
         third = max(1, len(longest) // 3)
         values = [value for _, value in longest]
         return statistics.median(values[:third]), statistics.median(values[-third:])
+
+    def longest_s(self) -> float:
+        """What the samples of the longest life span, its warm-up left out."""
+        return max((life[-1][0] - life[0][0] for life in self.lasting()), default=0.0)
+
+    def thinned(self) -> dict[str, list[tuple[int, float]]]:
+        """Every k-th sample of each life, its seconds from its start."""
+        return {
+            f"{name}/{pid}": [
+                (round(at_s - life[0][0]), round(value, 2)) for at_s, value in life[:: 1 + len(life) // 60]
+            ]
+            for (name, pid), life in self.lives.items()
+        }
 
     def newest(self, since_s: float) -> list[float]:
         """The last value of each life that has one since then."""
@@ -121,8 +135,8 @@ class Leaks:
                 self._process("p2pd", (name, daemon.pid), daemon, now_s)
 
     def sample_monitor(self, pid: int, now_s: float) -> None:
-        with contextlib.suppress(psutil.Error):
-            self.series["monitor RSS"].add(("monitor", pid), now_s, psutil.Process(pid).memory_info().rss / _MIB)
+        with contextlib.suppress(psutil.Error, OSError):
+            self.series["monitor memory"].add(("monitor", pid), now_s, anonymous_bytes(pid) / _MIB)
 
     def count(self, processes: Iterable[psutil.Process], temporary: Path, num_peers: int) -> None:
         """What the swarm has in all: daemons, folders of sockets, temporary files, shared memory."""
@@ -139,7 +153,7 @@ class Leaks:
         self.most_extra_p2pd = max(self.most_extra_p2pd, self.extra_p2pd)
 
     def _process(self, kind: str, life: Life, process: psutil.Process, now_s: float) -> None:
-        self.series[f"{kind} RSS"].add(life, now_s, process.memory_info().rss / _MIB)
+        self.series[f"{kind} memory"].add(life, now_s, anonymous_bytes(process.pid) / _MIB)
         self.series[f"{kind} descriptors"].add(life, now_s, process.num_fds())
 
     def _count(self, what: str, number: int) -> None:
@@ -156,14 +170,14 @@ class Leaks:
 
     def _flat(self, measure: Measure) -> Verdict:
         series = self.series[measure.name]
-        law = f"{measure.name} flat (at most {measure.slope_per_h:g} {measure.unit}/h, or {measure.growth:g} in a life)"
+        limits = f"at most {measure.slope_per_h:g} {measure.unit}/h, and {measure.growth:g} in the longest life"
+        law = f"{measure.name} flat ({limits})"
         slope, ends = series.slope_per_h(), series.start_and_end()
         if slope is None or ends is None:
             return Verdict(law, None, f"no life of {WARM_UP_S + LASTS_S:.0f} s")
-        grown = ends[1] - ends[0]
-        # Over few minutes a slope per hour is mostly noise: what has not grown noticeably is flat.
-        held = slope <= measure.slope_per_h or grown <= measure.growth / 4
-        held = held and grown <= max(measure.growth, 0.1 * ends[0])
+        held = ends[1] - ends[0] <= measure.growth
+        if series.longest_s() >= LONG_S:
+            held = held and slope <= measure.slope_per_h
         lives = len(series.lasting())
         return Verdict(law, held, f"{slope:+.1f} {measure.unit}/h over {lives} lives, {ends[0]:.1f} -> {ends[1]:.1f}")
 
@@ -175,8 +189,16 @@ def daemon_of(process: psutil.Process) -> psutil.Process | None:
 
 def is_daemon(process: psutil.Process) -> bool:
     with contextlib.suppress(psutil.Error):
-        return process.name() == "p2pd" and process.status() != psutil.STATUS_ZOMBIE
+        return bool(process.name() == "p2pd") and process.status() != psutil.STATUS_ZOMBIE
     return False
+
+
+def anonymous_bytes(pid: int) -> int:
+    """Resident memory without the pages of files, which come as code is touched; raises OSError."""
+    for line in Path(f"/proc/{pid}/status").read_text().splitlines():
+        if line.startswith("RssAnon:"):
+            return int(line.split()[1]) << 10
+    raise OSError(f"process {pid} is ending")
 
 
 def folder_bytes(folder: Path) -> int:
@@ -190,11 +212,12 @@ def folder_bytes(folder: Path) -> int:
 
 
 def shared_memory_files(pid: int) -> int:
-    """How many files of /dev/shm a process has mapped or open."""
+    """How many files of /dev/shm a process has mapped or open; those without a name any more end with their processes."""
     with contextlib.suppress(OSError):
-        names = {line.split()[-1] for line in Path(f"/proc/{pid}/maps").read_text().splitlines() if "/dev/shm/" in line}
+        lines = Path(f"/proc/{pid}/maps").read_text().splitlines()
+        names = {line.partition("/dev/shm/")[2] for line in lines if "/dev/shm/" in line}
         for link in Path(f"/proc/{pid}/fd").iterdir():
             with contextlib.suppress(OSError):
-                names |= {target for target in (os.readlink(link),) if target.startswith("/dev/shm/")}
-        return len(names)
+                names.add(os.readlink(link).partition("/dev/shm/")[2])
+        return sum(bool(name) and not name.endswith(" (deleted)") for name in names)
     return 0

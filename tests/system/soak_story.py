@@ -116,7 +116,7 @@ class Story:
                 case "RoundCommitted":
                     self._committed(told, event)
                 case "Undone":
-                    told.version = min(told.version, event["version"])
+                    told.version = min(told.version, event["version"] - 1)  # a commit to that very version may follow
                 case "StateDiffered":
                     self.divergences.append(f"{name}: StateDiffered at version {event['version']}")
                 case "PeerMisbehaved":
