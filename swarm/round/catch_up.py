@@ -25,6 +25,7 @@ from swarm.round.commits import OpenSealed, check_commit
 
 ASKED_FOR_STATE: Final = 5  # peers whose logs are asked for, and whose state records are compared
 MAX_PAGES: Final = 4  # of a log that are followed at once
+_ROOM_BYTES: Final = 1 << 20  # that a listed blob may have beyond the bytes of a whole state: its header
 _STALE: Final = MAX_RECENT - 3  # commits behind the state beside ours, after which a merge into it would come too late
 
 
@@ -158,6 +159,10 @@ def _by_log(request: CatchUpRequest, peer: PeerId, open_sealed: OpenSealed, leas
     refusal = _refusal(request, base, chain)
     if refusal is not None:
         return refusal
+    most = sum(unit.num_bytes for unit in request.units) + _ROOM_BYTES
+    longest = max((one.num_bytes for one in wanted), default=0)
+    if request.units and longest > most:  # it would only fill the disk
+        return Failed(f"its log lists a blob of {longest} bytes where at most {most} are due")
     fault = yield FetchBlobs(tuple(wanted))
     return Failed(str(fault)) if fault else Move(base, tuple(commits), sum(one.num_bytes for one in wanted))
 
