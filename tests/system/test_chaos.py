@@ -6,6 +6,8 @@ from pathlib import Path
 
 import pytest
 
+from peer.replica import KEPT_COMMITS
+from tests.system.chaos.arena import SNAPSHOT_VERSION
 from tests.system.chaos.cells import FAULTS, MATRIX, all_cells, short_cells
 from tests.system.chaos.matrix import Matrix, Result
 from tests.system.chaos.rounds import (
@@ -23,10 +25,15 @@ ROUND_S = TRAIN_DEADLINE_S + EXCHANGE_DEADLINE_S
 
 
 @pytest.mark.system
+@pytest.mark.timeout(900)  # about a minute; three where everything else is busy
 def test_cells_that_stand_for_the_others(tmp_path: Path, launcher: Launcher) -> None:
     results: list[Result] = []
     Matrix(tmp_path / "matrix", launcher, results.append).run(short_cells(), lanes=2, with_links=False)
     assert {result.cell.name: result.why for result in results} == {cell.name: "" for cell in short_cells()}
+
+
+def test_newcomers_find_no_log_that_reaches_back_to_the_beginning() -> None:
+    assert SNAPSHOT_VERSION > KEPT_COMMITS
 
 
 def test_every_cell_is_there_once() -> None:

@@ -34,7 +34,7 @@ def test_a_fault_is_read_as_it_is_written(role: str, tmp_path: Path) -> None:
 @pytest.mark.parametrize(
     ("text", "said"),
     [
-        ("phase=exchange;do=kill;marker=/m", "phase='exchange' is none of training"),
+        ("phase=lunch;do=kill;marker=/m", "phase='lunch' is none of training"),
         ("phase=training;do=explode;marker=/m", "do='explode' is none of kill"),
         ("phase=training;do=kill;marker=/m;role=king", "role='king' is none of leader"),
         ("phase=training;do=kill;marker=/m;version=-1", "version='-1' is not a number"),
