@@ -4,7 +4,7 @@ VENV   := .venv
 PY     := $(VENV)/bin/python
 STAMP  := $(VENV)/.installed
 
-.PHONY: help setup demo demo-short test soak chaos sigstop lint format typecheck clean
+.PHONY: help setup demo demo-short test sim mutants soak chaos sigstop lint format typecheck clean
 
 help: ## show this list
 	@grep -E '^[a-z-]+:.*##' $(MAKEFILE_LIST) | sed -E 's/:.*## /\t/' | expand -t 14
@@ -35,6 +35,13 @@ test: $(STAMP) ## the full test suite
 MINUTES ?= 60
 soak: $(STAMP) ## six peers under random faults for MINUTES=60, and whether everything held
 	$(PY) -m tests.system.soak --minutes $(MINUTES) $(SOAK)
+
+SEEDS ?= 10000
+sim: $(STAMP) ## SEEDS=10000 random schedules of faults against the round protocol
+	$(PY) -m tests.sim.run --seeds $(SEEDS) $(SIM)
+
+mutants: $(STAMP) ## whether the simulator finds every bug that is put into the protocol on purpose
+	$(PY) -m tests.sim.mutants $(SIM)
 
 # More of it: make chaos CHAOS="--only leader --json chaos.json --repeat 3"
 chaos: $(STAMP) ## kill, freeze and cut off real peers at every step of a round

@@ -16,13 +16,22 @@ class Phase(StrEnum):
     ONE_TOLD = "one-told"  # exactly one other member has been sent the commit
 
 
+class Disk(StrEnum):
+    """What is left on the disk of a process that was killed."""
+
+    KEPT = "kept"
+    OLDER = "older"  # its newest generation is damaged: it begins from the one before
+    LOST = "lost"  # nothing, its key included: whoever comes back is somebody new
+
+
 @dataclass(frozen=True)
 class Crash:
-    """A process is killed; its disk stays. It comes back at `back_s`, or never."""
+    """A process is killed. It comes back at `back_s`, or never."""
 
     peer: int
     at_s: float
     back_s: float | None = None
+    disk: Disk = Disk.KEPT
 
 
 @dataclass(frozen=True)
@@ -33,6 +42,25 @@ class StrikeLeader:
     phase: Phase
     back_after_s: float | None = None
     freeze: bool = False
+
+
+@dataclass(frozen=True)
+class StrikeEffect:
+    """Whoever leads at `version` is killed in front of its n-th effect there, or frozen."""
+
+    version: int
+    effect: int
+    back_after_s: float
+    freeze: bool = False
+
+
+@dataclass(frozen=True)
+class StrikeOutput:
+    """A process is killed in front of the n-th write or report of its trainer."""
+
+    peer: int
+    output: int
+    back_after_s: float
 
 
 @dataclass(frozen=True)
@@ -52,6 +80,7 @@ class Partition:
     from_s: float
     to_s: float
     other: tuple[int, ...] | None = None  # None: everyone else
+    one_way: bool = False  # only what `side` sends is lost
 
 
 @dataclass(frozen=True)
@@ -65,18 +94,83 @@ class Slow:
 
 
 @dataclass(frozen=True)
-class Lossy:
-    """One-way messages are lost, or arrive twice, with these probabilities."""
+class SlowDisk:
+    """Each write of a peer's state takes so long."""
 
-    loss: float
-    duplicate: float
+    peer: int
+    write_s: float
     from_s: float
     to_s: float
 
 
 @dataclass(frozen=True)
+class SlowLink:
+    """What a peer sends and gets takes longer: latency one way, bytes a second of its uplink."""
+
+    peer: int
+    latency_s: float
+    bytes_per_s: float
+    from_s: float
+    to_s: float
+
+
+@dataclass(frozen=True)
+class Lossy:
+    """One-way messages are lost, or arrive twice, with these probabilities; each is late by up to `late_s`."""
+
+    loss: float
+    duplicate: float
+    from_s: float
+    to_s: float
+    late_s: float = 0.0  # more than a message's distance from the next one: they overtake each other
+
+
+@dataclass(frozen=True)
 class DiskFull:
-    """A peer cannot write its state: no head can be moved to."""
+    """A peer cannot write: it cannot move, and a process that must write ends."""
+
+    peer: int
+    from_s: float
+    to_s: float
+
+
+@dataclass(frozen=True)
+class Skew:
+    """A peer's clocks are wrong, all its life: the monotonic one's rate, and the date on what it pins up."""
+
+    peer: int
+    rate: float
+    wall_offset_s: float
+
+
+@dataclass(frozen=True)
+class Hidden:
+    """A peer cannot be dialled: it is reached over connections that it opened itself, or not at all."""
+
+    peer: int
+
+
+@dataclass(frozen=True)
+class Withhold:
+    """These peers give nobody a contribution's blob, their own included."""
+
+    peers: tuple[int, ...]
+    from_s: float
+    to_s: float
+
+
+@dataclass(frozen=True)
+class Liar:
+    """A peer's statuses claim a head that ranks above all others, and that it does not have."""
+
+    peer: int
+    from_s: float
+    to_s: float
+
+
+@dataclass(frozen=True)
+class Usurper:
+    """A peer commits its own work alone, in views that are far away or not its own."""
 
     peer: int
     from_s: float
@@ -85,9 +179,11 @@ class DiskFull:
 
 @dataclass(frozen=True)
 class Join:
-    """A new peer starts from version 0."""
+    """New peers start from version 0, one after the other."""
 
     at_s: float
+    count: int = 1
+    over_s: float = 0.0
 
 
 @dataclass(frozen=True)
@@ -98,7 +194,26 @@ class Leave:
     at_s: float
 
 
-Fault = Crash | StrikeLeader | Freeze | Partition | Slow | Lossy | DiskFull | Join | Leave
+Fault = (
+    Crash
+    | StrikeLeader
+    | StrikeEffect
+    | StrikeOutput
+    | Freeze
+    | Partition
+    | Slow
+    | SlowDisk
+    | SlowLink
+    | Lossy
+    | DiskFull
+    | Skew
+    | Hidden
+    | Withhold
+    | Liar
+    | Usurper
+    | Join
+    | Leave
+)
 
 
 def over_at_s(faults: tuple[Fault, ...]) -> float:
@@ -106,4 +221,6 @@ def over_at_s(faults: tuple[Fault, ...]) -> float:
     ends = [0.0]
     for fault in faults:
         ends += [getattr(fault, name, 0.0) or 0.0 for name in ("at_s", "back_s", "to_s")]
+        if isinstance(fault, Join):
+            ends.append(fault.at_s + fault.over_s)
     return max(ends)

@@ -1,23 +1,53 @@
-"""A machine on the network, and one process on it: what runs there stops with a freeze and ends with a crash."""
+"""A machine on the network, and one process on it: what runs there stops with a freeze and ends with a crash.
+
+A life is the product's `Node` without sockets and tasks: it turns messages and the trainer's reports into facts, hands them
+to the round machine, and carries out the effects in their order. Disk writes and reports of the trainer are played out in the
+order in which the product made them, with time in between, so that a process may die between any two.
+"""
 
 from __future__ import annotations
 
 from collections.abc import Callable, Generator
-from dataclasses import dataclass, field, replace
+from dataclasses import dataclass, field
 from functools import partial
 from typing import TYPE_CHECKING, Any
 
+from peer import handoff as work
+from swarm.chain import MAX_AGE_VERSIONS, ChainState
 from swarm.digest import Digest
+from swarm.errors import StateError
 from swarm.identity import PeerId
-from swarm.round.facts import Effect, Fact
+from swarm.messages import StateRecord, record_digest
+from swarm.round.facts import (
+    CatchUpEnded,
+    CutDone,
+    Effect,
+    Fact,
+    Figures,
+    HeadReached,
+    Measured,
+    MergePrepared,
+    Tick,
+)
+from swarm.round.own import Self
 from swarm.round.participant import Participant
-from tests.sim.stub_trainer import Disk, StubTrainer
+from tests.sim.books import Account, Vector
+from tests.sim.disk import Disk, Written
+from tests.sim.wires import seals_of
+from tests.sim.workshop import Workshop
 
 if TYPE_CHECKING:
+    from peer.replica import Replica
+    from swarm.messages import Commit
     from tests.sim.world import World
 
 Process = Generator[float, None, Any]
 """Yields the seconds it waits for."""
+
+ENCODE_S = 0.3
+APPLY_S = 0.2
+SERVED = 2  # states that stay to be fetched after they were asked for
+PINNED_VERSIONS = MAX_AGE_VERSIONS + 2  # as in the product's node
 
 
 @dataclass
@@ -29,12 +59,17 @@ class Peer:
     disk: Disk
     step_s: float
     slowness: float = 1.0
+    is_dialable: bool = True
+    clock_offset_s: float = 0.0
+    clock_rate: float = 1.0  # of its monotonic clock
+    wall_offset_s: float = 0.0  # of its wall clock, which dates what it pins up
     uplink_free_s: float = 0.0
+    lives: int = 0
     life: Life | None = None
 
     @property
     def name(self) -> str:
-        return chr(ord("a") + self.number)
+        return chr(ord("a") + self.number) if self.number < 26 else f"p{self.number}"
 
 
 @dataclass
@@ -43,21 +78,74 @@ class Life:
 
     world: World
     peer: Peer
-    machine: Participant
+    number: int  # of this peer's lives
     is_alive: bool = True
     is_frozen: bool = False
+    is_starting: bool = True  # its first generation is not on disk yet
+    stepped_s: float = 0.0  # when the machine last took a fact
+    outputs: int = 0  # writes and reports so far
+    facts: int = 0  # that its machine took
+    heard_s: dict[PeerId, float] = field(default_factory=dict)  # by sender
+    issued: Commit | None = None  # the last commit that it issued itself
+    account: Account = field(init=False)
+    machine: Participant = field(init=False)
+    shop: Workshop = field(init=False)
+    record: StateRecord = field(init=False)  # what it serves
+    log: tuple[Commit, ...] = ()
+    chains: tuple[ChainState, ...] = ()  # that it can go back to, newest first
+    beside: ChainState | None = None  # of the state that our branch waits to be merged into
+    adopting: StateRecord | None = None
+    refused: frozenset[Digest] = frozenset()  # states that could not be used
+    served: tuple[StateRecord, ...] = ()  # lately, to whoever catches up
     held_back: list[Callable[[], None]] = field(default_factory=list)
-    trainer: StubTrainer = field(init=False)
+    _pinned: dict[Digest, int] = field(default_factory=dict)
+    _progress: work.Progress = field(default_factory=work.Progress)
+    _is_busy: bool = False
+    _view: int = 0
+    _opened: tuple[PeerId, ...] = ()
+
+    def begin(self, passed_over: int) -> None:
+        """From disk, or from version 0. Raises StateError: the disk is full."""
+        world, peer = self.world, self.peer
+        self.shop = Workshop(self, world.config, world.math, world.books)
+        self.shop.begin(peer.disk, world.genesis, passed_over, 1 + int(world.now_s))
+        replica = self.replica
+        present = replica.present
+        me = Self(peer.id, peer.name, "simulated", replica.incarnation)
+        chain, digest = present.state.chain, record_digest(present.record)
+        self.machine = Participant(me, world.config, chain, digest, seals_of(peer.id), replica.view)
+        for seq in replica.pending:
+            world.laws.check_told(self, replica.contributions[seq][0])
+            self.machine.restore(*replica.contributions[seq])
+        self.record, self.log, self.chains = present.record, replica.log, replica.chains
+        self._view = replica.view
+        world.laws.check_state(self)
+        self._is_busy = True
+        self._play()
+
+    @property
+    def replica(self) -> Replica:
+        return self.shop.replica
+
+    def theta_N(self) -> Vector:
+        return self.shop.inner.theta_N()
+
+    def clock_s(self) -> float:
+        """Its monotonic clock."""
+        return self.peer.clock_offset_s + self.peer.clock_rate * self.world.now_s
+
+    # ---------------------------------------------------------------- time
 
     def after(self, seconds: float, then: Callable[[], None]) -> None:
         """Runs `then` in this process: never if it is dead by then, and when it thaws if it is frozen."""
-        self.world.at(self.world.now_s + seconds, lambda: self.run(then))
+        self.world.at(self.world.now_s + seconds, partial(self.run, then))
 
     def run(self, then: Callable[[], None]) -> None:
-        if self.is_alive and self.is_frozen:
-            self.held_back.append(then)
-        elif self.is_alive:
-            then()
+        if self.is_alive:
+            if self.is_frozen:
+                self.held_back.append(then)
+            else:
+                then()
 
     def spawn(self, process: Process) -> None:
         """Runs a process of waits to its end."""
@@ -69,13 +157,28 @@ class Life:
 
         go_on()
 
+    # ---------------------------------------------------------------- the round machine
+
     def take(self, fact: Fact) -> None:
         """One step of the machine, its laws, and its effects."""
-        before = self.machine.chain
-        effects = self.machine.step(fact, self.world.now_s)
-        if self.machine.chain is not before:
-            self.world.check_move(self, before, self.machine.chain)
-        self._perform(effects)
+        world, machine = self.world, self.machine
+        self.stepped_s = world.now_s
+        world.num_events += 1
+        before = machine.chain
+        effects = machine.step(fact, self.clock_s())
+        if machine.chain is not before:
+            world.laws.check_move(self, before, machine.chain)
+            world.has_moved = True
+        world.laws.check_step(self, fact)
+        if effects:
+            self._perform(effects)
+        if machine.view != self._view:
+            self._view = machine.view
+            self.give(work.SetView(self._view))
+        if machine.opened != self._opened:
+            self._opened = machine.opened
+            if self._opened:
+                self.give(work.OpenRound(self._opened))
 
     def _perform(self, effects: list[Effect]) -> None:
         for place, effect in enumerate(effects):
@@ -83,8 +186,107 @@ class Life:
                 self.run(partial(self._perform, effects[place:]))  # later if it is frozen, never if it is dead
                 return
             self.world.perform(self, effect)
-        self.trainer.go_on()
 
-    def store(self, root: Digest) -> None:
-        self.trainer.now = replace(self.trainer.now, blobs=self.trainer.now.blobs | {root})
-        self.peer.disk = replace(self.peer.disk, blobs=self.trainer.now.blobs)
+    def tick(self) -> None:
+        self.take(Tick())
+        self.go_on()  # what only the time allows: training on beside a contribution that waits for too long
+
+    # ---------------------------------------------------------------- the trainer
+
+    def give(self, order: work.Order) -> None:
+        self.shop.handoff.orders.append(order)
+        self.go_on()
+
+    def go_on(self) -> None:
+        """One pass of the training loop, if it stands still and something is due."""
+        if self._is_busy or not self.is_alive:
+            return
+        trainer, orders, peer = self.shop.trainer, self.shop.handoff.orders, self.peer
+        now_s = self.world.now_s
+        if orders:
+            seconds = APPLY_S if isinstance(orders[0], work.ApplyCommits | work.AdoptState | work.PrepareMerge) else 0.0
+        elif trainer._must_cut():
+            seconds = ENCODE_S * peer.slowness
+        elif self.shop.may_step(now_s):
+            seconds = peer.step_s * peer.slowness
+        else:
+            return
+        self._is_busy = True
+        try:
+            self.shop.turn(now_s)
+        except StateError as error:
+            self.world.say(f"{peer.name} ends: {error}")
+            self.world.fate.ended(peer)
+            return
+        self.after(seconds, self._play)
+
+    def _play(self) -> None:
+        """Carries out what the last turn wrote and reported, one by one."""
+        out = self.shop.handoff.out
+        while out and self.is_alive:
+            self.outputs += 1
+            if self.world.fate.strikes_output(self):
+                self.run(self._play)
+                return
+            one = out.popleft()
+            if isinstance(one, Written):
+                self.after(self.peer.disk.write_s, partial(self._written, one))
+                return
+            self._reported(one)
+        self._is_busy = False
+        self.go_on()
+
+    def _written(self, written: Written) -> None:
+        self.peer.disk.write(written)
+        self.is_starting = False
+        self._play()
+
+    def _reported(self, report: work.Report) -> None:
+        match report:
+            case work.Progress():
+                self._progress = report
+                self._measure()
+            case CutDone():
+                self.world.laws.check_told(self, report.contribution)
+                self.pin(report.contribution.root)
+                self.take(report)
+            case work.Moved():
+                self._moved(report)
+            case work.BranchEncoded(merge, beside):
+                self.beside = beside
+                self.pin(merge.root)
+                self.take(MergePrepared(merge))
+            case work.MoveFailed(reason):
+                if self.adopting is not None:
+                    self.refused |= {record_digest(self.adopting)}
+                    self.adopting = None
+                self.take(CatchUpEnded(reason, is_own=True))
+
+    def _moved(self, moved: work.Moved) -> None:
+        self.record, self.log, self.chains = moved.record, moved.log, moved.chains
+        self.adopting, self.beside = None, None
+        oldest = moved.record.chain.version - PINNED_VERSIONS
+        self._pinned = {root: version for root, version in self._pinned.items() if version >= oldest}
+        self.pin()
+        self.take(HeadReached(moved.record.chain, record_digest(moved.record), moved.still_pending))
+
+    def _measure(self) -> None:
+        one = self._progress
+        self.take(Measured(Figures(tokens_since_cut=one.tokens_since_cut, steps_since_cut=one.steps_since_cut)))
+
+    # ---------------------------------------------------------------- blobs
+
+    def pin(self, *roots: Digest) -> None:
+        for root in roots:
+            self._pinned[root] = self.machine.chain.version
+        self.shop.store.pin("network", self._pinned)
+
+    def serve_state(self) -> StateRecord:
+        """Its state, for somebody else: its blobs stay here for a while."""
+        if self.record not in self.served:
+            self.served = (*self.served, self.record)[-SERVED:]
+            self.shop.store.pin("served", [unit.root for record in self.served for unit in record.units])
+        return self.record
+
+    def has(self, root: Digest) -> bool:
+        return self.shop.store.has(root)

@@ -2,27 +2,35 @@
 
 from __future__ import annotations
 
+import random
 from collections import Counter
 from collections.abc import Callable
-from typing import TYPE_CHECKING
+from functools import partial
+from typing import TYPE_CHECKING, Any
 
+from peer.handoff import AdoptState, ApplyCommits, PrepareMerge
+from swarm.chain import CommitList, Merge
 from swarm.digest import Digest
+from swarm.errors import StateError
 from swarm.identity import PeerId
-from swarm.messages import Commit, GetLog, Log, StateRecord, UnitState
-from swarm.round.facts import BlobFailed, BlobStored, CatchUpEnded, Received, Unreached
-from tests.sim.faults import Lossy, Partition
+from swarm.messages import MAX_LOG_COMMITS, Commit, Contribution, GetLog, GetState, Holders, Log, StateRecord
+from swarm.round import catch_up
+from swarm.round.catch_up import CatchUpRequest, Outcome
+from swarm.round.facts import BlobFailed, BlobStored, CatchUp, CatchUpEnded, Received, Unreached
+from tests.sim.faults import Lossy, Partition, SlowLink
 from tests.sim.life import Life, Peer, Process
-from tests.sim.stub_trainer import state_digest
-from tests.sim.wires import seal, unseal
+from tests.sim.wires import open_sealed, seal, unseal
+from tests.sim.workshop import entry_of
 
 if TYPE_CHECKING:
     from tests.sim.world import World
 
 SEND_TIMEOUT_S = 5.0
 ASK_TIMEOUT_S = 10.0
+LOOK_S = 0.25  # between two looks whether all have answered
 LATENCY_S = 0.03  # one way; jitter doubles it at most
 BYTES_PER_S = 12.5e6
-STATE_BYTES = 4 << 20
+SMALL_BYTES = 1 << 16  # less than this does not queue
 
 
 class Traffic:
@@ -30,149 +38,248 @@ class Traffic:
 
     def __init__(self, world: World) -> None:
         self.sent: Counter[str] = Counter()  # one-way messages by kind
+        self.num_bytes = 0  # of all one-way messages
         self.partitions: set[Partition] = set()
+        self.slow_links: set[SlowLink] = set()
         self.lossy: Lossy | None = None
         self._world = world
+        self._dialled: set[tuple[int, int, int, int]] = set()  # (peer, life) of both ends, the lower number first
+        self._chance: dict[tuple[int, int], random.Random] = {}
+
+    # ---------------------------------------------------------------- one-way messages
 
     def send(self, life: Life, to: PeerId, message: object, raw: bytes) -> None:
         """Sends a one-way message on its way."""
-        sender, receiver = life.peer, self._world.by_id(to)
-        assert receiver is not None and receiver is not sender
-        kind = type(message).__name__
-        self.sent[kind] += 1
-        if self._world.transcript is not None:
-            self._world.say(f"{sender.name} -> {receiver.name}  {line_of(message)}")
-        if receiver.life is None:
-            life.after(2 * LATENCY_S, lambda: life.take(Unreached(to)))
-            return
-        lossy, chance = self.lossy, self._world.chance("loss", sender.number, receiver.number)
-        copies = 1
-        if lossy is not None:
-            copies = 0 if chance.random() < lossy.loss else 2 if chance.random() < lossy.duplicate else 1
-            self._world.fate.fired.add(lossy)
-        if self.is_cut(sender, receiver) or not copies:
-            life.after(SEND_TIMEOUT_S, lambda: life.take(Unreached(to)))
-            return
+        world, sender, receiver = self._world, life.peer, self._world.by_id(to)
+        if receiver is None:
+            return  # made up by a liar
+        assert receiver is not sender
+        if world.fate.liars:
+            told = world.fate.lied(sender, message)
+            raw = raw if told is message else seal(sender.id, told)
+        self.sent[type(message).__name__] += 1
+        self.num_bytes += len(raw)
+        if world.transcript is not None:
+            world.say(f"{sender.name} -> {receiver.name}  {line_of(message)}")
         target = receiver.life
+        if target is None or not self._is_connected(life, target):
+            life.after(2 * LATENCY_S, partial(life.take, Unreached(to)))
+            return
+        copies, late_s = 1, 0.0
+        if self.lossy is not None:
+            chance = self._chance_of(sender, receiver)
+            copies = 0 if chance.random() < self.lossy.loss else 2 if chance.random() < self.lossy.duplicate else 1
+            late_s = self.lossy.late_s
+        if self.partitions:
+            copies = 0 if self.is_cut(sender, receiver) else copies
+            if not copies or self.is_cut(receiver, sender):
+                life.after(SEND_TIMEOUT_S, partial(life.take, Unreached(to)))  # nothing came back
+        elif not copies:
+            life.after(SEND_TIMEOUT_S, partial(life.take, Unreached(to)))
         for _ in range(copies):
-            target.after(self._way_s(sender, receiver, len(raw)), lambda: self._arrive(target, sender.id, raw))
+            way_s = self._way_s(sender, receiver, len(raw))
+            if late_s:
+                way_s += self._chance_of(sender, receiver).random() * late_s
+            target.after(way_s, partial(self._arrive, target, sender.id, raw))
 
     def _arrive(self, target: Life, sender: PeerId, raw: bytes) -> None:
         _, message = unseal(raw)
+        target.heard_s[sender] = self._world.now_s
         target.take(Received(sender, message, raw))
+
+    def _is_connected(self, life: Life, target: Life) -> bool:
+        """Whether one of the two has opened a connection to the other, or can open one now."""
+        ends = sorted(((life.peer.number, life.number), (target.peer.number, target.number)))
+        link = (*ends[0], *ends[1])
+        if link in self._dialled:
+            return True
+        if not target.peer.is_dialable:
+            return False
+        self._dialled.add(link)
+        return True
+
+    def _chance_of(self, sender: Peer, receiver: Peer) -> random.Random:
+        pair = (sender.number, receiver.number)
+        if pair not in self._chance:
+            self._chance[pair] = random.Random((self._world.seed << 20) + (pair[0] << 10) + pair[1])
+        return self._chance[pair]
 
     def _way_s(self, sender: Peer, receiver: Peer, num_bytes: int) -> float:
         """Seconds until bytes sent now are there; big ones queue at the sender's uplink."""
-        jitter = 1 + self._world.chance("latency", sender.number, receiver.number).random()
-        if num_bytes < 1 << 16:
-            return LATENCY_S * jitter
-        sender.uplink_free_s = max(sender.uplink_free_s, self._world.now_s) + num_bytes / BYTES_PER_S
-        return sender.uplink_free_s - self._world.now_s + LATENCY_S * jitter
+        latency_s = LATENCY_S * (1 + self._chance_of(sender, receiver).random())
+        bytes_per_s = BYTES_PER_S
+        for one in self.slow_links:
+            if one.peer in (sender.number, receiver.number):
+                latency_s += one.latency_s
+                bytes_per_s = min(bytes_per_s, one.bytes_per_s) if one.peer == sender.number else bytes_per_s
+        if num_bytes < SMALL_BYTES:
+            return latency_s
+        sender.uplink_free_s = max(sender.uplink_free_s, self._world.now_s) + num_bytes / bytes_per_s
+        return sender.uplink_free_s - self._world.now_s + latency_s
 
-    def is_cut(self, a: Peer, b: Peer) -> bool:
-        def parts(one: Partition) -> bool:
-            if one.other is not None:
-                return (a.number in one.side and b.number in one.other) or (
-                    a.number in one.other and b.number in one.side
-                )
-            return (a.number in one.side) != (b.number in one.side)
+    def is_cut(self, sender: Peer, receiver: Peer) -> bool:
+        """Whether what `sender` sends now is lost on its way."""
+        return any(cuts(one, sender.number, receiver.number) for one in self.partitions)
 
-        return any(parts(one) for one in self.partitions)
+    def is_parted(self, a: Peer, b: Peer) -> bool:
+        """Whether nothing passes in at least one direction: no question is answered then."""
+        return bool(self.partitions) and (self.is_cut(a, b) or self.is_cut(b, a))
 
-    # ---------------------------------------------------------------- fetching and catching up
+    # ---------------------------------------------------------------- questions
 
-    def _ask(self, life: Life, peer: Peer, num_bytes: Callable[[Life], int | None]) -> Process:
-        """Whether `peer` answered with so many bytes; `num_bytes` is asked when the question is there."""
+    def _ask(self, life: Life, peer: Peer, answer_of: Callable[[Life], tuple[int, Any] | None]) -> Process:
+        """What `peer` answers, or None. `answer_of` gives the answer's length and the answer, when the question is there."""
         began_s = self._world.now_s
-        if peer.life is None:
+        if peer.life is None or not self._is_connected(life, peer.life):
             yield 2 * LATENCY_S
-            return False
+            return None
         yield self._way_s(life.peer, peer, 0)
         while self._world.now_s - began_s < ASK_TIMEOUT_S:
             if peer.life is None:
-                return False
-            if not peer.life.is_frozen and not self.is_cut(life.peer, peer):
-                answer = num_bytes(peer.life)
-                if answer is None:
-                    yield self._way_s(peer, life.peer, 0)
-                    return False
-                yield self._way_s(peer, life.peer, answer)
-                return peer.life is not None and not self.is_cut(life.peer, peer)
+                return None
+            if not peer.life.is_frozen and not self.is_parted(life.peer, peer):
+                answer = answer_of(peer.life)
+                yield self._way_s(peer, life.peer, 0 if answer is None else answer[0])
+                if answer is None or peer.life is None or self.is_parted(life.peer, peer):
+                    return None
+                return answer[1]
             yield 1.0
-        return False
+        return None
 
-    def _get_blob(self, life: Life, root: Digest, holders: tuple[PeerId, ...]) -> Process:
-        def length(other: Life) -> int | None:
-            return self._world.blob_bytes if root in other.trainer.now.blobs else None
+    def _get_blob(self, life: Life, root: Digest, holders: tuple[PeerId, ...], num_bytes: int) -> Process:
+        """Whether a blob came into the store of `life`."""
+
+        def blob_of(other: Life) -> tuple[int, bytes] | None:
+            if not other.has(root) or other.peer.number in self._world.fate.withheld:
+                return None
+            return num_bytes, other.shop.store.read(root)
 
         for holder in holders:
             peer = self._world.by_id(holder)
-            if root in life.trainer.now.blobs:
+            if life.has(root):
                 return True
-            if peer is not None and peer is not life.peer and (yield from self._ask(life, peer, length)):
-                life.store(root)
-                return True
-        return root in life.trainer.now.blobs
-
-    def fetch(self, life: Life, root: Digest, holders: tuple[PeerId, ...]) -> Process:
-        got = yield from self._get_blob(life, root, holders)
-        life.take(BlobStored(root) if got else BlobFailed(root, "nobody has it"))
-
-    def catch_up(self, life: Life, peers: tuple[PeerId, ...], whole: bool) -> Process:
-        fresh = [heard.status.peer for heard in life.machine.presence.fresh(self._world.now_s)]
-        asked = [self._world.by_id(peer) for peer in dict.fromkeys([*peers, *fresh])][:5]
-        for peer in [one for one in asked if one is not None and one is not life.peer]:
-            if not whole and (yield from self._by_log(life, peer)):
-                return
-            if (yield from self._by_state(life, peer)):
-                return
-        life.take(CatchUpEnded("nobody has a state that ranks above ours"))
-
-    def _by_log(self, life: Life, peer: Peer) -> Process:
-        answers: list[Log] = []
-        own = life.trainer.now.chains[::-1]
-        question, _ = unseal(seal(life.peer.id, GetLog(tuple(chain.head for chain in own)))), None
-
-        def log_of(other: Life) -> int | None:
-            log = other.trainer.now.log
-            parents = [commit.parent for commit in log]
-            base = next((head for head in question[1].heads if head in parents), None)
-            if base is None:
-                return None
-            raw = seal(peer.id, Log(base, log[parents.index(base) :]))
-            answers.append(unseal(raw)[1])
-            return len(raw)
-
-        if not (yield from self._ask(life, peer, log_of)):
-            return False
-        log = answers[-1]
-        chain = next(chain for chain in own if chain.head == log.base)
-        for commit in log.commits:
-            chain = self._world.follow(chain, commit.commit)
-        if chain.key <= own[0].key:
-            return False
-        for commit in log.commits:
-            for entry, holders in zip(commit.commit.entries, commit.holders, strict=True):
-                if not (yield from self._get_blob(life, entry.root, (peer.id, *holders.peers))):
+            if peer is None or peer is life.peer:
+                continue
+            blob = yield from self._ask(life, peer, blob_of)
+            if blob is not None:
+                try:
+                    life.shop.store.keep(root, blob)
+                except StateError:
                     return False
-        life.trainer.apply(log.base, log.commits)
-        return True
+                return True
+        return life.has(root)
 
-    def _by_state(self, life: Life, peer: Peer) -> Process:
-        answers: list[StateRecord] = []
+    def fetch(self, life: Life, contribution: Contribution | Merge, holders: tuple[PeerId, ...]) -> Process:
+        root = contribution.root
+        life.pin(root)
+        got = yield from self._get_blob(life, root, holders, self._world.blob_bytes)
+        whole = got and life.shop.checks(contribution, life.shop.store.read(root))
+        life.take(BlobStored(root) if whole else BlobFailed(root, "nobody has it"))
 
-        def state_of(other: Life) -> int | None:
-            chain = other.trainer.chain
-            if chain.key <= life.trainer.chain.key:
-                return None
-            raw = seal(peer.id, StateRecord(chain, (UnitState(state_digest(chain), STATE_BYTES),)))
-            answers.append(unseal(raw)[1])
-            return STATE_BYTES
+    # ---------------------------------------------------------------- catching up: the product's machine asks, we answer
 
-        if not (yield from self._ask(life, peer, state_of)):
-            return False
-        life.trainer.adopt(answers[-1].chain)
-        return True
+    def catch_up(self, life: Life, wish: CatchUp) -> Process:
+        fresh = [heard.status.peer for heard in life.machine.presence.fresh(life.clock_s())]
+        request = CatchUpRequest(
+            peers=tuple(dict.fromkeys([*wish.peers, *fresh])),
+            chains=life.chains,
+            beside=life.beside,
+            units=life.record.units,
+            whole=wish.whole,
+            gives_up=wish.gives_up,
+            refused=life.refused,
+        )
+        machine = catch_up.catch_up(request, open_sealed, self._world.config.lease_windows)
+        answer: Any = None
+        while True:
+            try:
+                question = machine.send(answer)
+            except StopIteration as end:
+                self._caught_up(life, end.value)
+                return
+            if isinstance(question, catch_up.Ask):
+                answer = yield from self._ask_all(life, question)
+            else:
+                answer = yield from self._get_all(life, question)
+
+    def _caught_up(self, life: Life, outcome: Outcome) -> None:
+        match outcome:
+            case catch_up.Move(base, commits, _):
+                life.give(ApplyCommits(base, commits, caught_up=True))
+            case catch_up.Adopt(record, keep_progress, _, _):
+                life.adopting = record
+                life.give(AdoptState(record, keep_progress))
+            case catch_up.PrepareMerge(record, _):
+                life.give(PrepareMerge(record))
+            case catch_up.Wait(reason):
+                life.take(CatchUpEnded(reason, waits=True))
+            case catch_up.Failed(reason):
+                life.take(CatchUpEnded(reason[:400]))
+
+    def _ask_all(self, life: Life, question: catch_up.Ask) -> Process:
+        """Each peer's answer, all asked at once."""
+        answers: dict[PeerId, object] = {}
+        message = open_sealed(seal(life.peer.id, question.message))
+
+        def ask(peer: Peer) -> Process:
+            answers[peer.id] = yield from self._ask(life, peer, lambda other: _answer(other, message))
+
+        asked = [peer for peer in map(self._world.by_id, question.peers) if peer and peer is not life.peer]
+        if len(asked) == 1:
+            yield from ask(asked[0])
+        else:
+            for peer in asked:
+                life.spawn(ask(peer))
+            while len(answers) < len(asked):
+                yield LOOK_S
+        return answers
+
+    def _get_all(self, life: Life, question: catch_up.FetchBlobs) -> Process:
+        """ "" once every blob is here, else the reason."""
+        life.shop.store.pin("catching up", [one.root for one in question.wanted])
+        for one in question.wanted:
+            if not (yield from self._get_blob(life, one.root, one.holders, self._world.blob_bytes)):
+                return f"nobody gave blob {one.root}"
+        return ""
+
+    # ---------------------------------------------------------------- what only a usurper says
+
+    def lone_commit(self, life: Life, view: int) -> Commit | None:
+        """A commit of nothing but the sender's own pending contribution."""
+        pending = life.machine.status().pending
+        if pending is None:
+            return None
+        entry = entry_of(open_sealed(pending))
+        head = life.machine.chain.head
+        return Commit(view, head, CommitList((entry,), ()), (pending,), (Holders((life.peer.id,)),), "because I say so")
+
+
+def _answer(other: Life, question: GetLog | GetState) -> tuple[int, Log | StateRecord] | None:
+    """What the product's server answers, and its length."""
+    answer: Log | StateRecord | None = other.serve_state() if isinstance(question, GetState) else _log(other, question)
+    if answer is None:
+        return None
+    raw = seal(other.peer.id, answer)
+    return len(raw), open_sealed(raw)
+
+
+def _log(other: Life, question: GetLog) -> Log | None:
+    parents = [commit.parent for commit in other.log]
+    for head in question.heads:
+        if head == other.record.chain.head:
+            return Log(head, ())
+        if head in parents:
+            return Log(head, other.log[parents.index(head) :][:MAX_LOG_COMMITS])
+    return None
+
+
+def cuts(one: Partition, sender: int, receiver: int) -> bool:
+    """Whether a partition stops what one peer sends to another."""
+    inside = sender in one.side, receiver in one.side
+    if one.other is None:
+        return inside == (True, False) or (inside == (False, True) and not one.one_way)
+    across = (sender in one.side and receiver in one.other), (sender in one.other and receiver in one.side)
+    return across[0] or (across[1] and not one.one_way)
 
 
 def line_of(message: object) -> str:

@@ -1,11 +1,7 @@
-"""Whole swarms under one heap of events: the product's round machines, with simulated trainers, disks, links and faults.
+"""A swarm in one thread: the product's round machines, trainers, replicas and bytes over a seeded network in virtual time.
 
-Time leaps from event to event; all chance descends from the seed by name. Every message is encoded, sealed and opened.
-After each step of a machine the laws are checked:
-
-- equal heads have equal chain states, and the tokens of a chain are those of its entries;
-- no (author, incarnation, number) and no blob is twice on a chain, and whatever is listed was cut by its author;
-- a machine's head ranks higher with every move.
+Everything follows from the seed and the faults, chance by name from it: one more draw for one peer changes nothing for the
+others. The laws in `laws.py` and `books.py` are checked on the way, after every event.
 """
 
 from __future__ import annotations
@@ -14,49 +10,50 @@ import heapq
 import math
 import random
 from collections.abc import Callable
-from dataclasses import replace
+from functools import partial
 from itertools import count
 from typing import Any
 
+from peer.handoff import ApplyCommits, CutNow
 from swarm import chain as chains
-from swarm.chain import ChainState, CommitList
-from swarm.config import RoundConfig, RunConfig
+from swarm.allreduce.shared import snapshot
+from swarm.config import CodecConfig, DataConfig, InnerConfig, RoundConfig, RunConfig
 from swarm.digest import Digest, digest_of
+from swarm.errors import StateError
 from swarm.events import Event
 from swarm.identity import PeerId
-from swarm.messages import Contribution
-from swarm.round.facts import (
-    CatchUp,
-    Effect,
-    Fetch,
-    Happened,
-    MoveTo,
-    Received,
-    RequestCut,
-    Send,
-    Tick,
-)
-from swarm.round.own import Self
-from swarm.round.participant import Participant
-from tests.sim.fate import Fate
-from tests.sim.faults import (
-    Fault,
-    over_at_s,
-)
+from swarm.messages import Commit, record_digest
+from swarm.round.facts import CatchUp, Effect, Fetch, Happened, MoveTo, Received, RequestCut, Send
+from tests.sim.books import Books
+from tests.sim.disk import Disk
+from tests.sim.fate import Fate, passed_over
+from tests.sim.faults import Disk as DiskFate
+from tests.sim.faults import Fault, Usurper, over_at_s
+from tests.sim.laws import WATCH_EVERY_S, Laws
 from tests.sim.life import Life, Peer, Process
-from tests.sim.stub_trainer import Disk, StubTrainer, state_digest
 from tests.sim.traffic import LATENCY_S, Traffic
-from tests.sim.wires import RUN, open_contribution, seal, unseal
+from tests.sim.wires import seal, unseal
+from tests.sim.workshop import genesis_of, math_of
 
 TICK_S = 0.5
+BLOB_BYTES = 1 << 20  # of a contribution or a unit's state, as the network sees it
 BOARD_EXPIRY_S = 60.0  # a status on the noticeboard is gone so long after it was put there
+BOARD_SLACK_S = 60.0  # of somebody else's clock
 DISCOVERY_S = (0.0, 1.0, 2.0, 4.0, 8.0, 15.0)  # waits between looks at the noticeboard; the last one for ever
 
 
-def round_config(**changes: Any) -> RunConfig:
-    """Rounds of 10 s, deadlines of 20 s and 10 s, and the product's heartbeat and patience."""
+def round_config(
+    *, codec: str = "int8", error_decay: float = 1.0, outer: str = "nesterov", **changes: Any
+) -> RunConfig:
+    """Rounds of 10 s, deadlines of 20 s and 10 s, and the product's heartbeat and patience; windows of 4096 tokens."""
     times = {"train_deadline_s": 10.0, "exchange_deadline_s": 10.0, "min_peers": 1}
-    return RunConfig(round=RoundConfig(**{**times, **changes}))
+    return RunConfig(
+        round=RoundConfig(**{**times, **changes}),
+        inner=InnerConfig(batch_windows=1),
+        data=DataConfig(sequence_length=4096),
+        codec=CodecConfig(name=codec, block_size=4, error_decay=error_decay),  # type: ignore[arg-type]
+        outer=RunConfig().outer.model_copy(update={"optimizer": outer}),
+    )
 
 
 class World:
@@ -69,33 +66,40 @@ class World:
         faults: tuple[Fault, ...] = (),
         config: RunConfig | None = None,
         starts_s: tuple[float, ...] = (),
-        blob_bytes: int = 1 << 20,
         discovers_for_s: float = math.inf,
+        tick_s: float = TICK_S,
     ) -> None:
         self.seed = seed
         self.config = config or round_config(min_peers=peers)
-        self.blob_bytes = blob_bytes
+        self.blob_bytes = BLOB_BYTES
         self.discovers_for_s = discovers_for_s  # of each life: the noticeboard is for meeting, not for rounds
+        self.tick_s = tick_s
         self.now_s = 0.0
+        self.num_events = 0  # facts that some machine took
+        self.has_moved = True  # since agreement was last looked for
+        self.math = math_of(self.config)
+        self.genesis = genesis_of(self.math)
+        self.books = Books(self.config.codec.error_decay)
         self.traffic = Traffic(self)
         self.fate = Fate(self)
+        record, _ = snapshot(self.math, self.genesis)
+        self.laws = Laws(self, self.genesis, record_digest(record))
         self.peers: list[Peer] = []
+        self.usurpers = {fault.peer for fault in faults if isinstance(fault, Usurper)}
         self.events: list[tuple[float, str, Event]] = []
         self.transcript: list[str] | None = None  # a list to fill with who said what when
-        self.genesis = chains.genesis(RUN, digest_of("parameters", b"simulated"))
         self._by_id: dict[PeerId, Peer] = {}
-        self._heap: list[tuple[float, int, Callable[[], None]]] = []
+        self._heap: list[tuple[float, int, Callable[[], Any]]] = []
         self._numbers = count()
-        self._states = {self.genesis.head: self.genesis}
-        self._on_chain: dict[Digest, frozenset[tuple[PeerId, int]]] = {self.genesis.head: frozenset()}
-        self._cut: dict[Digest, tuple[PeerId, int, int, int]] = {}
         self._board: dict[PeerId, tuple[float, bytes]] = {}
-        self._chance: dict[str, random.Random] = {}
+        self._after: dict[int, tuple[Commit, Digest]] = {}
+        self._agrees_at: int | None = None
         chance = self.chance("starts")
         for number in range(peers):
             self.add_peer(starts_s[number] if starts_s else chance.uniform(0.0, 1.0))
         for fault in faults:
             self.fate.schedule(fault)
+        self.at(WATCH_EVERY_S, self._watch)
 
     # ---------------------------------------------------------------- running
 
@@ -115,7 +119,7 @@ class World:
         """Once every fault is over, everyone agrees within the limit, and then that many rounds more are made."""
         self._run_while(lambda: True, over_at_s(self.fate.faults))
         end_s = self.now_s + limit_s
-        highest = max(life.machine.chain.version for life in self.lives())
+        highest = max((life.machine.chain.version for life in self.lives()), default=0)
         return self.run_until(highest + rounds, end_s - self.now_s)
 
     def lives(self) -> list[Life]:
@@ -139,12 +143,20 @@ class World:
         """(time, name of the peer, event) of one kind."""
         return [one for one in self.events if isinstance(one[2], kind)]
 
+    @property
+    def version(self) -> int:
+        """The highest version that a peer which is up stands at."""
+        return max((life.machine.chain.version for life in self.lives()), default=0)
+
     def describe(self) -> str:
         names = {peer.id: peer.name for peer in self.peers}
         lines = [f"seed {self.seed}, {self.now_s:.1f} s, faults {self.fate.faults}"]
         for peer in self.peers:
             if peer.life is None:
-                lines.append(f"{peer.name} down at version {peer.disk.chains[-1].version}")
+                written = peer.disk.generations
+                lines.append(
+                    f"{peer.name} down at version {written[0].saved.states[-1].chain.version if written else 0}"
+                )
                 continue
             one = peer.life.machine
             frozen = " frozen" if peer.life.is_frozen else ""
@@ -155,66 +167,58 @@ class World:
             )
         return "\n".join(lines)
 
-    def at(self, then_s: float, do: Callable[[], None]) -> None:
+    def at(self, then_s: float, do: Callable[[], Any]) -> None:
         heapq.heappush(self._heap, (then_s, next(self._numbers), do))
 
     def chance(self, *name: object) -> random.Random:
-        key = "/".join(map(str, (self.seed, *name)))
-        return self._chance.setdefault(key, random.Random(key))
+        return random.Random("/".join(map(str, (self.seed, *name))))
 
     def _run_while(self, goes_on: Callable[[], bool], end_s: float) -> None:
-        while self._heap and self._heap[0][0] <= end_s and goes_on():
-            self.now_s, _, do = heapq.heappop(self._heap)
+        heap = self._heap
+        while heap and heap[0][0] <= end_s and goes_on():
+            self.now_s, _, do = heapq.heappop(heap)
             do()
         if goes_on():
             self.now_s = max(self.now_s, end_s)
 
     def _agree_from(self, version: int) -> bool:
-        heads = {life.machine.chain.head for life in self.lives()}
-        return len(heads) == 1 and self._states[heads.pop()].version >= version
+        if self.has_moved:
+            self.has_moved = False
+            heads = {life.machine.chain.head: life.machine.chain.version for life in self.lives()}
+            self._agrees_at = next(iter(heads.values())) if len(heads) == 1 else None
+        return self._agrees_at is not None and self._agrees_at >= version
 
-    # ---------------------------------------------------------------- laws
+    def _watch(self) -> None:
+        self.laws.watch()
+        self.at(self.now_s + WATCH_EVERY_S, self._watch)
 
-    def follow(self, parent: ChainState, commit: CommitList) -> ChainState:
-        """`chains.apply`, with every law of a chain checked the first time that a list is applied."""
-        state = chains.apply(parent, commit, self.config.lease_windows)
-        if state.head not in self._states:
-            self._states[state.head] = state
-            listed = {(entry.author, entry.seq) for entry in commit.entries}
-            assert not listed & self._on_chain[parent.head], f"listed twice at version {state.version}"
-            self._on_chain[state.head] = self._on_chain[parent.head] | listed
-            for entry in commit.entries:
-                author, incarnation, seq, tokens = self._cut[entry.root]
-                assert (author, incarnation, seq) == (entry.author, entry.incarnation, entry.seq)
-                assert entry.tokens <= tokens
-        assert state == self._states[state.head], "equal heads with different states"
-        return state
+    # ---------------------------------------------------------------- chains
 
-    def note_cut(self, made: Contribution) -> None:
-        self._cut[made.root] = (made.author, made.incarnation, made.seq, made.tokens)
-
-    def check_move(self, life: Life, before: ChainState, after: ChainState) -> None:
-        assert after == self._states[after.head], "equal heads with different states"
-        assert after.key > before.key, f"{life.peer.name} went from {before.key[:2]} to {after.key[:2]}"
-        assert life.machine.state_digest == state_digest(after)
-        self.say(f"{life.peer.name} reaches version {after.version}")
+    def head_after(self, commit: Commit) -> Digest:
+        known = self._after.get(id(commit))
+        if known is None or known[0] is not commit:
+            known = self._after[id(commit)] = (commit, chains.head_after(commit.parent, commit.commit))
+        return known[1]
 
     # ---------------------------------------------------------------- effects
 
     def perform(self, life: Life, effect: Effect) -> None:
         match effect:
             case Send(to, message, sealed):
+                if type(message) is Commit:
+                    self.laws.check_issued(life, message)
                 self.traffic.send(life, to, message, seal(life.peer.id, message) if sealed is None else sealed)
             case RequestCut(reason):
                 self.say(f"{life.peer.name} is asked to cut: {reason}")
-                life.trainer.request_cut()
+                life.give(CutNow(reason))
             case Fetch(contribution, holders):
-                life.spawn(self.traffic.fetch(life, contribution.root, holders))
+                life.spawn(self.traffic.fetch(life, contribution, holders))
             case MoveTo(commit):
-                life.trainer.apply(commit.parent, (commit,))
-            case CatchUp(peers, whole, reason):
-                self.say(f"{life.peer.name} catches up: {reason}")
-                life.spawn(self.traffic.catch_up(life, peers, whole))
+                self.laws.check_moves_to(life, commit)
+                life.give(ApplyCommits(commit.parent, (commit,)))
+            case CatchUp():
+                self.say(f"{life.peer.name} catches up: {effect.reason}")
+                life.spawn(self.traffic.catch_up(life, effect))
             case Happened(event):
                 self.events.append((self.now_s, life.peer.name, event))
 
@@ -235,55 +239,77 @@ class World:
     def add_peer(self, at_s: float) -> Peer:
         number = len(self.peers)
         peer_id = PeerId(digest_of("peer", str(self.seed).encode(), bytes([number])).raw)
-        peer = Peer(number, peer_id, Disk((self.genesis,)), step_s=self.chance("speed", number).uniform(0.8, 1.2))
+        step_s = self.chance("speed", number).uniform(0.8, 1.2)
+        peer = Peer(number, peer_id, Disk(), step_s)
         self.peers.append(peer)
         self._by_id[peer_id] = peer
-        self.at(at_s, lambda: self.start(peer))
+        self.at(at_s, partial(self.start, peer))
         return peer
 
-    def start(self, peer: Peer) -> None:
+    def start(self, peer: Peer, damage: DiskFate = DiskFate.KEPT) -> None:
         """A process begins, from what is on disk."""
         assert peer.life is None
-        disk = peer.disk = replace(peer.disk, incarnation=peer.disk.incarnation + 1)
-        chain = disk.chains[-1]
-        me = Self(peer.id, peer.name, "stub", disk.incarnation)
-        machine = Participant(me, self.config, chain, state_digest(chain), open_contribution, disk.view)
-        life = peer.life = Life(self, peer, machine)
-        life.trainer = StubTrainer(life, disk)
-        for _, (contribution, sealed) in sorted(disk.pending.items()):
-            machine.restore(contribution, sealed)
-        self.say(f"{peer.name} starts at version {chain.version}")
+        peer.lives += 1
+        life = Life(self, peer, peer.lives)
+        self.has_moved = True
+        try:
+            life.begin(passed_over(peer, damage))
+        except StateError as error:
+            self.say(f"{peer.name} does not start: {error}")
+            self.fate.ended(peer)
+            return
+        peer.life = life
+        self.say(f"{peer.name} starts at version {life.machine.chain.version}")
         life.spawn(self._ticks(life))
         life.spawn(self._discovery(life))
 
-    def crash(self, peer: Peer, back_s: float | None) -> None:
+    def crash(self, peer: Peer, back_s: float | None, damage: DiskFate = DiskFate.KEPT) -> None:
         if peer.life is None:
             return
         self.say(f"{peer.name} dies")
+        self.has_moved = True
         peer.life.is_alive, peer.life = False, None
-        if back_s is not None:
-            self.at(back_s, lambda: self.start(peer))
+        if damage is DiskFate.LOST:
+            peer.disk.blobs.clear()
+            peer.disk.generations.clear()
+            if back_s is not None:
+                self.add_peer(back_s)
+        elif back_s is not None:
+            self.at(back_s, partial(self.restart, peer, damage))
+
+    def restart(self, peer: Peer, damage: DiskFate = DiskFate.KEPT) -> None:
+        if peer.life is None:  # two faults may have killed it
+            self.laws.disturbed()
+            self.start(peer, damage)
 
     def freeze(self, peer: Peer, until_s: float) -> None:
         life = peer.life
         if life is None:
             return
         self.say(f"{peer.name} freezes")
+        self.has_moved = True
         life.is_frozen = True
-        self.at(until_s, lambda: self._thaw(life))
+        self.at(until_s, partial(self._thaw, life))
 
     def _thaw(self, life: Life) -> None:
         self.say(f"{life.peer.name} thaws")
+        self.has_moved = True
+        self.laws.disturbed()
         life.is_frozen = False
         held, life.held_back = life.held_back, []
         for then in held:
             life.run(then)
 
     def _ticks(self, life: Life) -> Process:
-        yield self.chance("ticks", life.peer.number).uniform(0, TICK_S)
+        """A tick when nothing else has made the machine look at its clock for a while."""
+        yield self.chance("ticks", life.peer.number).uniform(0, self.tick_s)
         while not life.machine.leaving:
-            life.take(Tick())
-            yield TICK_S
+            idle_s = self.now_s - life.stepped_s
+            if idle_s >= self.tick_s - 1e-9:
+                life.tick()
+                yield self.tick_s
+            else:
+                yield self.tick_s - idle_s
 
     def _discovery(self, life: Life) -> Process:
         began_s = self.now_s
@@ -291,11 +317,14 @@ class World:
             yield DISCOVERY_S[min(turn, len(DISCOVERY_S) - 1)]
             if life.machine.leaving or self.now_s - began_s > self.discovers_for_s:
                 return
-            self._board[life.peer.id] = (self.now_s, seal(life.peer.id, life.machine.status()))
+            wall_s = self.now_s + life.peer.wall_offset_s
+            status = self.fate.lied(life.peer, life.machine.status())
+            self._board[life.peer.id] = (wall_s + BOARD_EXPIRY_S, seal(life.peer.id, status))
             yield LATENCY_S
-            for author, (put_s, raw) in sorted(self._board.items()):
+            for author, (expires_s, raw) in sorted(self._board.items()):
                 other = self.by_id(author)
-                if other and self.now_s - put_s < BOARD_EXPIRY_S and not self.traffic.is_cut(life.peer, other):
+                good = wall_s < expires_s <= wall_s + BOARD_EXPIRY_S + BOARD_SLACK_S
+                if other and good and not self.traffic.is_cut(other, life.peer):
                     life.take(Received(author, unseal(raw)[1], raw))
             if turn == 0:
                 for heard in life.machine.presence.roll.all():

@@ -1,0 +1,333 @@
+"""What must hold after every event, whatever happens. Each law has a short name; `LawBroken` carries it.
+
+The laws are computed from what the world saw, not from what the product says of itself.
+"""
+
+from __future__ import annotations
+
+from dataclasses import dataclass
+from typing import TYPE_CHECKING
+
+from swarm.allreduce.shared import SharedState
+from swarm.chain import ChainState, CommitList, Merge, merge_weight
+from swarm.digest import Digest
+from swarm.identity import PeerId
+from swarm.messages import Commit, Contribution, record_digest
+from swarm.round.commits import roots_of
+from swarm.round.facts import Fact, Received
+from tests.sim.books import LawBroken
+from tests.sim.faults import DiskFull, Freeze, Lossy, Partition, Slow, SlowDisk, SlowLink, Usurper, Withhold
+from tests.sim.reference import Numbers
+from tests.sim.traffic import cuts
+from tests.sim.wires import open_sealed
+
+if TYPE_CHECKING:
+    from tests.sim.life import Life
+    from tests.sim.world import World
+
+WATCH_EVERY_S = 5.0
+CHECK_SIZES_EVERY = 64  # facts of one life
+MIN_ISOLATION_S = 30.0  # what the protocol page promises, not what the code says
+ISOLATION_DEADLINES = 3
+MAX_KEPT_STATES = 3
+MAX_KEPT_COMMITS = 16
+TOLERANCE = 1e-9  # relative; fp64 against fp64, AdamW divides small numbers by small ones
+MERGE_TOLERANCE = 1 / 127  # of the largest difference: a branch travels as int8
+MAX_OWN = 8  # contributions of its own that a peer remembers
+
+
+@dataclass(frozen=True)
+class Known:
+    """What a head stands for, as its first visitor found it."""
+
+    chain: ChainState
+    digest: Digest
+    listed: frozenset[tuple[PeerId, int]]
+    merges: frozenset[Digest]  # roots of the branches merged on the way
+    numbers: Numbers
+
+
+class Laws:
+    """The laws of one world."""
+
+    def __init__(self, world: World, genesis: SharedState, digest: Digest) -> None:
+        chain = genesis.chain
+        self.known: dict[Digest, Known] = {
+            chain.head: Known(chain, digest, frozenset(), frozenset(), Numbers.of(genesis))
+        }
+        self._world = world
+        self._round = world.config.round
+        self.isolation_s = max(MIN_ISOLATION_S, ISOLATION_DEADLINES * self._round.exchange_deadline_s)
+        self._quiet_since_s = 0.0
+        self._best = _rank(chain)
+        self._best_since_s = 0.0
+        self.num_minority = self.num_merges = self.num_barred = 0
+        self._waits: dict[int, tuple[Life, str, float]] = {}
+
+    # ---------------------------------------------------------------- states and chains
+
+    def check_state(self, life: Life) -> None:
+        """One state: equal heads stand for equal chains and equal bits; and every commit keeps the chain's rules."""
+        versions = life.replica._versions
+        if len(versions) > MAX_KEPT_STATES or len(life.log) > MAX_KEPT_COMMITS:
+            raise LawBroken(
+                "memory is bounded", f"{life.peer.name} keeps {len(versions)} states, {len(life.log)} commits"
+            )
+        for version in versions:
+            chain = version.state.chain
+            if chain.head not in self.known:
+                self._learn(life, chain, record_digest(version.record))
+            known = self.known[chain.head]
+            if chain is not known.chain and chain != known.chain:
+                raise LawBroken(
+                    "one state", f"{life.peer.name}: equal heads with different chains, version {chain.version}"
+                )
+            if record_digest(version.record) != known.digest:
+                raise LawBroken(
+                    "one state", f"{life.peer.name}: equal heads with different bits, version {chain.version}"
+                )
+
+    def _learn(self, life: Life, chain: ChainState, digest: Digest) -> None:
+        log = life.replica.log
+        commit = next((one for one in reversed(log) if self._world.head_after(one) == chain.head), None)
+        if commit is None or commit.parent not in self.known:
+            raise LawBroken("a chain is made of commits", f"{life.peer.name} is at a head that nobody committed")
+        parent = self.known[commit.parent]
+        if chain.version != parent.chain.version + 1:
+            raise LawBroken("a chain is made of commits", f"version {chain.version} follows {parent.chain.version}")
+        merge = commit.commit.merge
+        listed, merges = parent.listed, parent.merges
+        if merge is not None:
+            listed, merges = self._merged(parent, chain, merge), merges | {merge.root}
+        elif chain.tokens != parent.chain.tokens + commit.commit.tokens:
+            raise LawBroken("tokens are those listed", f"version {chain.version} has {chain.tokens} tokens")
+        new = {(entry.author, entry.seq) for entry in commit.commit.entries}
+        if new & listed or len(new) < len(commit.commit.entries):
+            raise LawBroken("listed once", f"version {chain.version} lists a number again")
+        for entry in commit.commit.entries:
+            self._check_entry(parent.chain, chain, entry)
+        self._check_barred(parent.chain, commit)
+        self.num_minority += commit.commit.minority
+        self.num_merges += merge is not None
+        self.num_barred += len(commit.commit.barred)
+        state = life.replica.version_of(chain.head).state  # type: ignore[union-attr]
+        self.known[chain.head] = Known(chain, digest, listed | new, merges, Numbers.of(state))
+        due = self._merge_due(parent, merge) if merge is not None else self._step_due(parent, commit.commit)
+        if not due.close_to(self.known[chain.head].numbers, TOLERANCE if merge is None else MERGE_TOLERANCE):
+            raise LawBroken("a step is as written", f"version {chain.version} is not what its commit says")
+
+    def _step_due(self, parent: Known, commit: CommitList) -> Numbers:
+        """The next state by the formulas, from what the authors' books say."""
+        entries = commit.entries
+        total = sum(entry.tokens for entry in entries)
+        books = self._world.books
+        decoded = [books.cuts[entry.author][entry.seq].decoded_N * entry.tokens for entry in entries]
+        return parent.numbers.after(self._world.config.outer, sum(decoded) / total)
+
+    def _merge_due(self, parent: Known, merge: Merge) -> Numbers:
+        """The mean of the two anchors, by the tokens that each side alone lists; the optimizer's state as it was."""
+        left, base = self.known[merge.left].numbers, self.known[merge.base].numbers
+        only_left, only_ours = merge_weight(parent.chain, merge)
+        share = only_left / (only_left + only_ours)
+        mean_N = parent.numbers.anchor_N + share * (left.anchor_N - base.anchor_N)
+        return Numbers(mean_N, parent.numbers.buffers, parent.numbers.scalars)
+
+    def _merged(self, parent: Known, chain: ChainState, merge: Merge) -> frozenset[tuple[PeerId, int]]:
+        """What is listed after a merge: all that either side listed, and its tokens no more than theirs together."""
+        left = self.known.get(merge.left)
+        if left is None:
+            raise LawBroken("a merge is of a branch", f"version {chain.version} merges a head that nobody was at")
+        union = parent.listed | left.listed
+        forgotten = [(author, seq) for author, seq in union if not chain.has_listed(author, seq)]
+        if forgotten:
+            raise LawBroken("listed once", f"version {chain.version} merges and forgets {len(forgotten)} numbers")
+        both = parent.chain.tokens + left.chain.tokens
+        if not parent.chain.tokens < chain.tokens <= both:
+            raise LawBroken(
+                "tokens are those listed", f"version {chain.version} merges to {chain.tokens} of {both} tokens"
+            )
+        return union
+
+    def _check_barred(self, parent: ChainState, commit: Commit) -> None:
+        """A head is barred by a majority of those who stand at its parent, in their own words."""
+        for head in commit.commit.barred:
+            said = [open_sealed(raw) for raw in commit.evidence]
+            witnesses = {one.peer for one in said if head in one.lost and one.head == parent.head} & set(parent.roster)
+            if 2 * len(witnesses) <= len(parent.roster):
+                raise LawBroken("a majority bars", f"head {head} is barred by {len(witnesses)} of {len(parent.roster)}")
+
+    def is_merged(self, old: ChainState, new: ChainState) -> bool:
+        """Whether a branch was merged, or a merge undone, between two heads: a mean of states conserves tokens alone."""
+        return self.known[old.head].merges != self.known[new.head].merges
+
+    def forks(self) -> int:
+        """Heads beyond the first of their version."""
+        return len(self.known) - len({known.chain.version for known in self.known.values()})
+
+    def _check_entry(self, parent: ChainState, chain: ChainState, entry: object) -> None:
+        made = self._world.books.by_root.get(entry.root)  # type: ignore[attr-defined]
+        said = tuple(getattr(entry, name) for name in ("author", "incarnation", "seq", "steps"))
+        if made is None or said != (made.author, made.incarnation, made.seq, made.steps):
+            raise LawBroken("a number means one blob", f"version {chain.version} lists what was never cut: {said}")
+        rounds = max(1, parent.version - made.since_version + 1)
+        due = min(made.tokens, rounds * self._world.config.lease_tokens)
+        if entry.tokens != due:  # type: ignore[attr-defined]
+            raise LawBroken("tokens are capped", f"{entry.tokens} tokens are listed where {due} are due")  # type: ignore[attr-defined]
+        if not chain.has_listed(made.author, made.seq):
+            raise LawBroken("listed once", f"version {chain.version} lists a number and does not remember it")
+
+    def check_told(self, life: Life, made: Contribution) -> None:
+        """A contribution is on disk before anybody hears of it; and one number of an author means one blob, for ever."""
+        written = life.peer.disk.generations
+        if not written or all(cut.seq != made.seq for cut in written[0].saved.cuts):
+            raise LawBroken("first on disk, then told", f"{life.peer.name} announces its number {made.seq}")
+        self._world.books.tell(made)
+
+    def check_move(self, life: Life, before: ChainState, after: ChainState) -> None:
+        """A peer moves to better heads alone: one commit on, or by the order on heads; and tells the state it has."""
+        known = self.known.get(after.head)
+        written = life.peer.disk.generations
+        if not written or written[0].saved.states[-1].chain.head != after.head:
+            raise LawBroken("first on disk, then told", f"{life.peer.name} tells of version {after.version}")
+        if after.head in before.barred:
+            raise LawBroken("barred heads are left", f"{life.peer.name} goes to a head that is barred")
+        if known is None or life.machine.state_digest != known.digest:
+            raise LawBroken("one state", f"{life.peer.name} tells a digest that is not its state's")
+        if _rank(after) <= _rank(before) and before.head not in after.barred:
+            raise LawBroken("versions go on", f"{life.peer.name} went from {_rank(before)[:2]} to {_rank(after)[:2]}")
+        self._world.say(f"{life.peer.name} reaches version {after.version}")
+
+    # ---------------------------------------------------------------- each step
+
+    def check_step(self, life: Life, fact: Fact) -> None:
+        machine = life.machine
+        passage = machine._passage
+        if type(fact) is Received and type(fact.message) is Commit and passage.commit is fact.message:
+            self._check_accepted(life, fact.sender, fact.message)
+        doing = "syncing" if machine.syncing else "moving" if passage.commit is not None else ""
+        number = life.peer.number
+        known = self._waits.get(number)
+        if not doing:
+            if known is not None:
+                del self._waits[number]
+        elif known is None or known[0] is not life or known[1] != doing:
+            self._waits[number] = (life, doing, self._world.now_s)
+        life.facts += 1
+        if life.facts % CHECK_SIZES_EVERY == 0:
+            self._check_sizes(life)
+
+    def _check_accepted(self, life: Life, sender: PeerId, commit: Commit) -> None:
+        roster = life.machine._turn.roster
+        if roster and roster[commit.view % len(roster)] != sender:
+            raise LawBroken("one leader a view", f"{life.peer.name} follows {sender} in view {commit.view}")
+
+    def check_issued(self, life: Life, commit: Commit) -> None:
+        """A leader's commit, in front of its first message: a majority holds what it lists, or nobody else is there."""
+        roster = life.machine.chain.roster
+        if not roster or life.issued is commit or life.peer.number in self._world.usurpers:
+            return
+        life.issued = commit
+        now_s = self._world.now_s
+        for root in (entry.root for entry in commit.commit.entries):
+            holders = [peer for peer in map(self._world.by_id, roster) if peer and root in peer.disk.blobs]
+            if 2 * len(holders) > len(roster):
+                continue
+            since_s = self.isolation_s - self._round.leader_timeout_s - 2 * self._round.heartbeat_s
+            heard = 1 + sum(now_s - life.heard_s.get(peer, -1e9) < since_s for peer in roster if peer != life.peer.id)
+            if 2 * heard > len(roster) or not commit.commit.minority:
+                text = f"{life.peer.name} lists what {len(holders)} of {len(roster)} hold, having heard {heard}"
+                raise LawBroken("a majority holds it", text)
+
+    def check_moves_to(self, life: Life, commit: Commit) -> None:
+        """Nothing is applied before it is whole."""
+        missing = sum(not life.has(root) for root in roots_of(commit.commit))
+        if missing:
+            raise LawBroken("a commit is whole", f"{life.peer.name} moves without {missing} contributions")
+
+    def _check_sizes(self, life: Life) -> None:
+        machine, replica, peers = life.machine, life.replica, len(self._world.peers)
+        exchange = machine._exchange
+        sizes = {
+            "docket": (len(exchange.docket._waiting), 8 * peers),
+            "roll": (len(machine.presence.roll._heard), peers + 2),
+            "held": (len(exchange._held._roots), 256),
+            "retries": (len(exchange._retries_s), 8 * peers),
+            "own": (len(exchange._own._known), MAX_OWN),
+            "records": (len(replica.contributions), MAX_OWN),
+            "blobs": (len(life.shop.store), (MAX_KEPT_COMMITS + 12) * peers + 64),
+            "orders": (len(life.shop.handoff.orders), 16),
+        }
+        for name, (size, limit) in sizes.items():
+            if size > limit:
+                raise LawBroken("memory is bounded", f"{life.peer.name}: {size} in {name}, at most {limit}")
+
+    # ---------------------------------------------------------------- time
+
+    def disturbed(self) -> None:
+        """A fault began or ended."""
+        self._quiet_since_s = self._world.now_s
+
+    def watch(self) -> None:
+        """Nobody waits for ever: not for blobs or states, and not for a commit where a majority is in order."""
+        world = self._world
+        for life, doing, since_s in list(self._waits.values()):
+            if (
+                life.is_alive
+                and not life.is_frozen
+                and world.now_s - max(since_s, self._quiet_since_s) > self._patience_s()
+            ):
+                raise LawBroken("every wait ends", f"{life.peer.name} is {doing} since {since_s:.0f} s")
+        best = max((_rank(life.machine.chain) for life in world.lives()), default=self._best)
+        if best > self._best:
+            self._best, self._best_since_s = best, world.now_s
+        since_s = max(self._quiet_since_s, self._best_since_s)
+        if world.now_s - since_s <= WATCH_EVERY_S:
+            return
+        well = self._in_order()
+        if not well:
+            return
+        chain = max((life.machine.chain for life in well), key=_rank)
+        members = {life.peer.id for life in well} & set(chain.roster)
+        if chain.roster and 2 * len(members) > len(chain.roster):
+            due_s = self.round_s(len(chain.roster) - len(members), len(chain.roster))
+            if world.now_s - since_s > due_s:
+                raise LawBroken(
+                    "a majority goes on", f"no commit for {world.now_s - since_s:.0f} s, {due_s:.0f} s are enough"
+                )
+
+    def round_s(self, missing: int, members: int) -> float:
+        """The longest that a round may take where so many of the members do not answer."""
+        one = self._round
+        take_over_s = one.leader_timeout_s + 3 * one.heartbeat_s
+        alone_s = self.isolation_s if 2 * missing >= members else 0.0
+        return one.train_deadline_s + 2 * one.exchange_deadline_s + (missing + 2) * take_over_s + alone_s + 30.0
+
+    def _patience_s(self) -> float:
+        return 2 * self.isolation_s + 2 * self._round.exchange_deadline_s + 120.0
+
+    def _in_order(self) -> list[Life]:
+        """Processes that nothing is wrong with now, and that reach each other."""
+        world, now_s = self._world, self._world.now_s
+        lives = [life for life in world.lives() if not life.is_starting and life.peer.is_dialable]
+        for fault in world.fate.faults:
+            if not getattr(fault, "from_s", now_s + 1) <= now_s < getattr(fault, "to_s", now_s):
+                continue
+            if isinstance(fault, Lossy | SlowLink):
+                return []
+            if isinstance(fault, Slow | SlowDisk | DiskFull | Freeze | Usurper):
+                lives = [life for life in lives if life.peer.number != fault.peer]
+            if isinstance(fault, Withhold):
+                lives = [life for life in lives if life.peer.number not in fault.peers]
+            if isinstance(fault, Partition):
+                inside = [life for life in lives if life.peer.number in fault.side]
+                outside = [life for life in lives if life.peer.number not in fault.side]
+                lives = inside if len(inside) > len(outside) and fault.other is None else outside
+        for one in world.traffic.partitions:
+            if any(cuts(one, a.peer.number, b.peer.number) for a in lives for b in lives if a is not b):
+                return []
+        return [life for life in lives if life.peer.number not in world.fate.liars]
+
+
+def _rank(chain: ChainState) -> tuple[int, int, bytes]:
+    """The order on heads that the protocol page gives."""
+    return chain.tokens, chain.version, chain.head.raw

@@ -1,0 +1,356 @@
+"""Deliberate bugs of the protocol, each put into the product by itself: the simulator must find every one.
+
+    python -m tests.sim.mutants [--only NAME] [--seeds 2000] [--markdown FILE]
+
+A mutant replaces a function of the product in the processes that play the schedules, and there alone. It is found when any
+law breaks; a schedule that breaks without any mutant is no finding and is left out.
+"""
+
+from __future__ import annotations
+
+import argparse
+import multiprocessing
+import os
+import random
+import sys
+import time
+from collections.abc import Callable
+from dataclasses import dataclass, replace
+from pathlib import Path
+from typing import Any
+
+import torch
+
+import peer.replica as replica_module
+import peer.trainer as trainer_module
+import swarm.allreduce.shared as shared_module
+import swarm.round.choose as choose_module
+import swarm.round.leader as leader_module
+import swarm.round.presence as presence_module
+from peer.replica import Replica
+from swarm.allreduce.codec import pack_contribution
+from swarm.allreduce.ledger import Moved, withdraw
+from swarm.allreduce.merge import after_merge
+from swarm.allreduce.outer import outer_step
+from swarm.allreduce.shared import SharedState
+from swarm.chain import ChainState
+from swarm.round.facts import CutDone
+from swarm.round.passage import Passage
+from swarm.round.turn import Turn, Views
+from tests.sim.disk import Written
+from tests.sim.scenario import make, play
+from tests.sim.wires import seal
+
+MAX_SEEDS = 2000
+CHUNK = 4
+
+
+@dataclass(frozen=True)
+class Mutant:
+    """One bug: what it does, and the function that puts it in."""
+
+    name: str
+    install: Callable[[], None]
+
+
+@dataclass(frozen=True)
+class Found:
+    """A mutant, the schedules it took to find it, and the law that did; no law: it was not found."""
+
+    name: str
+    seeds: int
+    law: str
+    seconds: float
+
+
+# ---------------------------------------------------------------- moving
+
+
+def _apply_before_whole() -> None:
+    Passage.num_missing = property(lambda self: 0)  # type: ignore[assignment, method-assign]
+
+
+def _changed_move(change: Callable[[Moved, Any, Any, Any], Moved]) -> None:
+    real = replica_module.move_head
+
+    def move_head(ledger: Any, old: Any, new: Any, theta_N: Any, base: Any = None) -> Moved:
+        return change(real(ledger, old, new, theta_N, base), ledger, old, new)
+
+    replica_module.move_head = move_head
+
+
+def _forget_residual_on_undo() -> None:
+    def change(moved: Moved, ledger: Any, old: Any, new: Any) -> Moved:
+        residual_N = moved.ledger.residual_N
+        for seq in moved.undone:
+            if seq in ledger.listed:
+                residual_N = residual_N - (ledger.listed[seq].before_N - ledger.listed[seq].after_N)
+        return replace(moved, ledger=replace(moved.ledger, residual_N=residual_N))
+
+    _changed_move(change)
+
+
+def _keep_residual_and_delta() -> None:
+    def change(moved: Moved, ledger: Any, old: Any, new: Any) -> Moved:
+        residual_N = moved.ledger.residual_N
+        for seq in moved.listed:
+            record = ledger.pending.get(seq) or ledger.withdrawn[seq]
+            residual_N = residual_N + record.before_N
+        return replace(moved, ledger=replace(moved.ledger, residual_N=residual_N))
+
+    _changed_move(change)
+
+
+def _lose_work_of_the_left_out() -> None:
+    def change(moved: Moved, ledger: Any, old: Any, new: Any) -> Moved:
+        if moved.listed or new.chain.version != old.chain.version + 1:
+            return moved
+        return replace(moved, theta_N=new.anchor_N)
+
+    _changed_move(change)
+
+
+def _re_encode_pending() -> None:
+    real = Replica._move
+
+    def move(self: Replica, *given: Any, **named: Any) -> Moved:
+        moved = real(self, *given, **named)
+        for seq in self._ledger.pending:
+            made, _ = self.contributions[seq]
+            delta_N = self.present.state.anchor_N - moved.theta_N + self._ledger.residual_N
+            payloads = [
+                self.math.codec.encode(delta_N[self.math.layout.slice_of(unit.index)])
+                for unit in self.math.layout.units
+            ]
+            root = self.store.put(pack_contribution(self.math.codec, 0, payloads))
+            anew = replace(made, root=root, version=self.present.state.chain.version)
+            self.contributions[seq] = (anew, seal(made.author, anew))
+        return moved
+
+    Replica._move = move  # type: ignore[method-assign]
+
+
+def _drop_pending_after_one_version() -> None:
+    real = Replica._move
+
+    def move(self: Replica, *given: Any, **named: Any) -> Moved:
+        moved = real(self, *given, **named)
+        for seq in list(self._ledger.pending):
+            if self.contributions[seq][0].version < self.present.state.chain.version:
+                self._ledger = withdraw(self._ledger, seq)
+        return replace(moved, ledger=self._ledger)
+
+    Replica._move = move  # type: ignore[method-assign]
+
+
+# ---------------------------------------------------------------- arithmetic
+
+
+def _sum_in_arrival_order() -> None:
+    real, chance = shared_module.weighted_mean, random.Random("arrival")
+
+    def weighted_mean(decoded: Any, tokens: Any, dtype: Any) -> Any:
+        pairs = list(zip(decoded, tokens, strict=True))
+        chance.shuffle(pairs)
+        return real([one for one, _ in pairs], [weight for _, weight in pairs], dtype)
+
+    shared_module.weighted_mean = weighted_mean
+
+
+def _unweighted_mean() -> None:
+    real = shared_module.weighted_mean
+    shared_module.weighted_mean = lambda decoded, tokens, dtype: real(decoded, [1] * len(tokens), dtype)
+
+
+def _merge_through_outer() -> None:
+    def merged(math: Any, state: SharedState, commit: Any, read_blob: Any) -> SharedState:
+        plain = after_merge(math, state, commit, read_blob)
+        difference_N = state.anchor_N - plain.anchor_N
+        new_N, buffers = outer_step(math.outer, state.anchor_N, state.outer.buffers, state.outer.scalars, difference_N)
+        return replace(plain, anchor_N=new_N, outer=replace(state.outer, buffers=buffers))
+
+    replica_module.after_merge = merged
+
+
+# ---------------------------------------------------------------- the disk
+
+
+def _announce_before_write() -> None:
+    real = trainer_module.Trainer._cut
+
+    def cut(self: Any) -> None:
+        real(self)
+        out = self._handoff.out
+        place = next(place for place, one in enumerate(out) if isinstance(one, CutDone))
+        if place and isinstance(out[place - 1], Written):
+            out[place - 1], out[place] = out[place], out[place - 1]
+
+    trainer_module.Trainer._cut = cut  # type: ignore[method-assign]
+
+
+def _no_write_at_cut() -> None:
+    real = trainer_module.Trainer._cut
+
+    def cut(self: Any) -> None:
+        save, self._save = self._save, lambda *given: None
+        try:
+            real(self)
+        finally:
+            self._save = save
+
+    trainer_module.Trainer._cut = cut  # type: ignore[method-assign]
+
+
+def _forget_pending_at_restart() -> None:
+    real = Replica.restore
+
+    def restore(self: Replica, saved: Any) -> Any:
+        kept = tuple(cut for cut in saved.cuts if cut.standing != 0)
+        return real(self, replace(saved, cuts=kept))
+
+    Replica.restore = restore  # type: ignore[method-assign]
+
+
+def _reuse_numbers() -> None:
+    Replica.skip_numbers = lambda self, generations: None  # type: ignore[method-assign]
+
+
+# ---------------------------------------------------------------- committing
+
+
+def _list_twice() -> None:
+    ChainState.has_listed = lambda self, author, seq: False  # type: ignore[method-assign]
+
+
+def _list_what_nobody_holds() -> None:
+    choose_module._held = lambda one, members: True
+
+
+def _uncapped_tokens() -> None:
+    real = choose_module._entry
+    choose_module._entry = lambda contribution, view: replace(real(contribution, view), tokens=contribution.tokens)
+
+
+def _no_isolation() -> None:
+    real = leader_module.choose_list
+    leader_module.choose_list = lambda view, deadlines, *more: real(view, replace(deadlines, isolation_s=0.0), *more)
+
+
+# ---------------------------------------------------------------- leading and ranking
+
+
+def _accept_any_view() -> None:
+    Views.accepts = lambda self, sender, view, roster: True  # type: ignore[method-assign]
+
+
+def _never_change_view() -> None:
+    Turn.pass_on = lambda self, out: None  # type: ignore[method-assign]
+
+
+def _take_the_lower_head() -> None:
+    ChainState.key = property(lambda self: (-self.tokens, -self.version, self.head.raw))  # type: ignore[assignment, method-assign]
+    presence_module.key_of = lambda status: (-status.tokens, -status.version, status.head.raw)
+
+
+def _ignore_barred() -> None:
+    ChainState.ranks_above = lambda self, other: self.key > other.key  # type: ignore[method-assign]
+
+
+def _never_catch_up() -> None:
+    Passage.look_ahead = lambda self, now_s: None  # type: ignore[method-assign]
+
+
+MUTANTS = (
+    Mutant("a commit is applied before all its blobs are here", _apply_before_whole),
+    Mutant("an undo forgets the residual", _forget_residual_on_undo),
+    Mutant("the residual is kept as well as the difference", _keep_residual_and_delta),
+    Mutant("who was left out loses its progress", _lose_work_of_the_left_out),
+    Mutant("a pending contribution is encoded again", _re_encode_pending),
+    Mutant("a pending contribution is dropped after one version", _drop_pending_after_one_version),
+    Mutant("contributions are summed in the order they came", _sum_in_arrival_order),
+    Mutant("the mean forgets the tokens", _unweighted_mean),
+    Mutant("a merge goes through the outer optimizer", _merge_through_outer),
+    Mutant("a cut is announced before it is on disk", _announce_before_write),
+    Mutant("a cut is not written at all", _no_write_at_cut),
+    Mutant("a restart forgets what was pending", _forget_pending_at_restart),
+    Mutant("a restart from the older generation uses numbers again", _reuse_numbers),
+    Mutant("what is listed is not remembered", _list_twice),
+    Mutant("what nobody holds is listed", _list_what_nobody_holds),
+    Mutant("tokens are not capped by the leases", _uncapped_tokens),
+    Mutant("a minority commits at once", _no_isolation),
+    Mutant("any view is accepted from anyone", _accept_any_view),
+    Mutant("a view never changes", _never_change_view),
+    Mutant("the lower head wins", _take_the_lower_head),
+    Mutant("barred heads are ignored", _ignore_barred),
+    Mutant("a better head is not looked for", _never_catch_up),
+)
+
+
+# ---------------------------------------------------------------- the hunt
+
+
+def _hunt(mutant: Mutant, seeds: range, found: Any, take: Any) -> None:
+    """In a process of its own: plays schedules with the mutant in, until one breaks that holds without it."""
+    torch.set_num_threads(1)
+    mutant.install()
+    while not found.value:
+        with take.get_lock():
+            place = take.value
+            take.value += 1
+        if place >= len(seeds):
+            return
+        result = play(make(seeds[place]))
+        if result.law:
+            with found.get_lock():
+                if not found.value:
+                    found.value = f"{seeds[place]}\t{result.law}".encode()
+
+
+def hunt(mutant: Mutant, first: int, count: int, jobs: int) -> Found:
+    """Plays schedules with the mutant until a law breaks."""
+    began_s = time.monotonic()
+    context = multiprocessing.get_context("fork")
+    found, take = context.Array("c", 512), context.Value("i", 0)
+    seeds = range(first, first + count)
+    workers = [context.Process(target=_hunt, args=(mutant, seeds, found, take)) for _ in range(jobs)]
+    for worker in workers:
+        worker.start()
+    for worker in workers:
+        worker.join()
+    if not found.value:
+        return Found(mutant.name, count, "", time.monotonic() - began_s)
+    seed, law = found.value.decode().split("\t")
+    return Found(mutant.name, int(seed) - first + 1, law, time.monotonic() - began_s)
+
+
+def markdown(all_found: list[Found]) -> str:
+    lines = ["| bug put in | schedules until it was found | law that found it |", "| --- | --- | --- |"]
+    lines += [f"| {one.name} | {one.seeds if one.law else '-'} | {one.law or 'not found'} |" for one in all_found]
+    return "\n".join(lines) + "\n"
+
+
+def main() -> int:
+    parser = argparse.ArgumentParser(prog="python -m tests.sim.mutants")
+    parser.add_argument("--seeds", type=int, default=MAX_SEEDS, help="schedules to try at most, each")
+    parser.add_argument("--first", type=int, default=0, help="the first seed")
+    parser.add_argument("--jobs", type=int, default=os.cpu_count() or 1, help="processes")
+    parser.add_argument("--only", help="mutants whose name has this in it")
+    parser.add_argument("--markdown", type=Path, help="write the table here too")
+    options = parser.parse_args()
+    all_found = []
+    for mutant in MUTANTS:
+        if options.only and options.only not in mutant.name:
+            continue
+        one = hunt(mutant, options.first, options.seeds, options.jobs)
+        all_found.append(one)
+        told = f"{one.seeds} schedules [{one.law}]" if one.law else f"NOT FOUND in {one.seeds} schedules"
+        print(f"{one.name:<60} {told} {one.seconds:.0f} s", flush=True)
+    missed = [one for one in all_found if not one.law]
+    if options.markdown is not None:
+        options.markdown.write_text(markdown(all_found))
+    print(f"{len(all_found)} mutants, {len(all_found) - len(missed)} found")
+    return int(bool(missed))
+
+
+if __name__ == "__main__":
+    sys.exit(main())

@@ -1,0 +1,272 @@
+"""A schedule as data, made from a seed: peers, configuration and faults. `play` runs one and says how it went."""
+
+from __future__ import annotations
+
+import random
+from collections import Counter
+from collections.abc import Callable
+from dataclasses import dataclass, field
+from functools import lru_cache
+
+from swarm.config import RunConfig
+from tests.sim import faults as kinds
+from tests.sim.books import LawBroken
+from tests.sim.faults import Disk, Fault, Join, Phase, over_at_s
+from tests.sim.world import World, round_config
+
+ROUNDS = 20  # every schedule has at least so many
+TICK_S = 1.0
+FAULTS_UNTIL_S = 90.0
+STARTED_S = 5.0
+NO_RESCUE: tuple[type, ...] = ()  # kinds of faults that nothing in the product answers yet
+
+
+@dataclass(frozen=True)
+class Rules:
+    """What the manifest of a schedule says."""
+
+    train_s: float = 6.0
+    exchange_s: float = 6.0
+    leader_timeout_s: float = 6.0
+    local_steps: int = 0
+    lease_steps: int = 0
+    target_tokens: int = 0
+    min_peers: int = 1
+    overlap: bool = False
+    codec: str = "int8"
+    error_decay: float = 1.0
+    outer: str = "nesterov"
+
+
+@dataclass(frozen=True)
+class Scenario:
+    """One schedule."""
+
+    seed: int
+    peers: int
+    rules: Rules
+    faults: tuple[Fault, ...]
+    rounds: int = ROUNDS
+
+
+@dataclass
+class Result:
+    """How one schedule went. `law` is "" when nothing broke."""
+
+    seed: int
+    peers: int
+    rounds: int = 0
+    events: int = 0
+    hours: float = 0.0  # of virtual time
+    law: str = ""
+    text: str = ""
+    fired: Counter[str] = field(default_factory=Counter)  # faults that happened, by kind
+    planned: Counter[str] = field(default_factory=Counter)
+    columns: Counter[str] = field(default_factory=Counter)  # tokens, by declared loss
+    minority: int = 0  # commits without a majority
+    forks: int = 0  # versions with more than one head
+    transcript: tuple[str, ...] = ()
+
+
+@lru_cache(maxsize=256)
+def config_of(rules: Rules) -> RunConfig:
+    return round_config(
+        codec=rules.codec,
+        error_decay=rules.error_decay,
+        outer=rules.outer,
+        train_deadline_s=rules.train_s,
+        exchange_deadline_s=rules.exchange_s,
+        leader_timeout_s=rules.leader_timeout_s,
+        local_steps=rules.local_steps,
+        lease_steps=rules.lease_steps,
+        target_tokens=rules.target_tokens,
+        min_peers=rules.min_peers,
+        overlap=rules.overlap,
+    )
+
+
+# ---------------------------------------------------------------- from a seed
+
+
+def make(seed: int) -> Scenario:
+    """The schedule of a seed: 70 % of 3 to 5 peers, 20 % of 6 to 10, 9 % of 11 to 20, 1 % of 21 to 40."""
+    chance = random.Random(f"scenario/{seed}")
+    share = chance.random()
+    low, high = (3, 5) if share < 0.7 else (6, 10) if share < 0.9 else (11, 20) if share < 0.99 else (21, 40)
+    peers = chance.randint(low, high)
+    rules = Rules(
+        train_s=chance.choice((5.0, 6.0, 8.0)),
+        exchange_s=chance.choice((4.0, 6.0, 8.0)),
+        leader_timeout_s=chance.choice((6.0, 8.0)),
+        local_steps=chance.choice((0, 0, 0, 3, 5)),
+        lease_steps=chance.choice((0, 3, 6)),
+        target_tokens=chance.choice((0, 0, 0, 3 * peers * 4096)),
+        min_peers=chance.choice((1, 1, peers // 2 + 1, peers)),
+        overlap=chance.random() < 0.3,
+        codec=chance.choice(("int8", "int8", "raw")),
+        error_decay=chance.choice((1.0, 1.0, 0.95)),
+        outer=chance.choice(("nesterov", "nesterov", "sgd", "adamw")),
+    )
+    return Scenario(seed, peers, rules, _faults(chance, peers))
+
+
+def _faults(chance: random.Random, peers: int) -> tuple[Fault, ...]:
+    found: list[Fault] = []
+    if chance.random() < 0.2:
+        found.append(kinds.Skew(chance.randrange(peers), chance.uniform(0.98, 1.02), chance.uniform(-20.0, 20.0)))
+    if chance.random() < 0.12:
+        found.append(kinds.Hidden(chance.randrange(peers)))
+    names, weights = zip(*((make_one, weight) for make_one, weight in KINDS), strict=True)
+    makers: list[Callable[[random.Random, int], Fault | None]] = chance.choices(
+        names, weights, k=chance.choice((1, 2, 2, 3, 3, 4, 5, 6))
+    )
+    gone: set[int] = set()
+    for maker in makers:
+        one = maker(chance, peers)
+        if one is None or type(one) in NO_RESCUE:
+            continue
+        ends = isinstance(one, kinds.Leave) or (isinstance(one, kinds.Crash) and one.back_s is None)
+        if ends and (one.peer in gone or len(gone) + 2 > peers):  # type: ignore[union-attr]
+            continue
+        if ends:
+            gone.add(one.peer)  # type: ignore[union-attr]
+        if one not in found:
+            found.append(one)
+    return tuple(found)
+
+
+def _span(chance: random.Random) -> tuple[float, float]:
+    from_s = chance.uniform(STARTED_S, FAULTS_UNTIL_S)
+    return round(from_s, 3), round(from_s + chance.choice((1.0, 3.0, 8.0, 15.0, 25.0, 50.0)), 3)
+
+
+def _crash(chance: random.Random, peers: int) -> Fault:
+    at_s, back_s = _span(chance)
+    disk = chance.choice((Disk.KEPT, Disk.KEPT, Disk.KEPT, Disk.OLDER, Disk.LOST))
+    return kinds.Crash(chance.randrange(peers), at_s, None if chance.random() < 0.1 else back_s, disk)
+
+
+def _partition(chance: random.Random, peers: int) -> Fault:
+    side = tuple(sorted(chance.sample(range(peers), chance.randint(1, max(1, peers // 2)))))
+    return kinds.Partition(side, *_span(chance))
+
+
+def _link(chance: random.Random, peers: int) -> Fault:
+    a, b = chance.sample(range(peers), 2)
+    return kinds.Partition((a,), *_span(chance), other=(b,), one_way=chance.random() < 0.4)
+
+
+def _one_way(chance: random.Random, peers: int) -> Fault:
+    return kinds.Partition((chance.randrange(peers),), *_span(chance), one_way=True)
+
+
+def _lossy(chance: random.Random, peers: int) -> Fault:
+    return kinds.Lossy(
+        chance.choice((0.0, 0.05, 0.2)), chance.choice((0.0, 0.1, 0.5)), *_span(chance), chance.choice((0.0, 0.5, 3.0))
+    )
+
+
+def _strike(chance: random.Random, peers: int) -> Fault:
+    back_s = chance.choice((2.0, 8.0, 20.0, 45.0))
+    return kinds.StrikeLeader(chance.randint(0, 10), chance.choice(list(Phase)), back_s, chance.random() < 0.4)
+
+
+def _strike_effect(chance: random.Random, peers: int) -> Fault:
+    back_s = chance.choice((2.0, 8.0, 20.0, 45.0))
+    return kinds.StrikeEffect(chance.randint(1, 10), chance.randint(1, 12 * peers), back_s, chance.random() < 0.3)
+
+
+def _strike_output(chance: random.Random, peers: int) -> Fault:
+    return kinds.StrikeOutput(chance.randrange(peers), chance.randint(2, 120), chance.choice((2.0, 8.0, 20.0)))
+
+
+def _withhold(chance: random.Random, peers: int) -> Fault:
+    who = tuple(sorted(chance.sample(range(peers), chance.randint(1, peers))))
+    from_s, _ = _span(chance)
+    return kinds.Withhold(who, from_s, from_s + chance.choice((2.0, 6.0, 15.0)))
+
+
+def _leave(chance: random.Random, peers: int) -> Fault:
+    return kinds.Leave(chance.randrange(peers), _span(chance)[0])
+
+
+def _join(chance: random.Random, peers: int) -> Fault:
+    return Join(_span(chance)[0], chance.choice((1, 1, 2, 4)), chance.choice((0.5, 5.0)))
+
+
+def _slow_link(chance: random.Random, peers: int) -> Fault:
+    latency_s, bytes_per_s = chance.choice(((0.3, 2e5), (1.0, 1e6)))
+    return kinds.SlowLink(chance.randrange(peers), latency_s, bytes_per_s, *_span(chance))
+
+
+Maker = Callable[[random.Random, int], Fault | None]
+KINDS: list[tuple[Maker, float]] = [
+    (_crash, 4.0),
+    (_strike, 3.0),
+    (_strike_effect, 3.0),
+    (_strike_output, 3.0),
+    (lambda chance, peers: kinds.Freeze(chance.randrange(peers), *_span(chance)), 3.0),
+    (_partition, 3.0),
+    (_link, 1.5),
+    (_one_way, 1.0),
+    (_lossy, 2.0),
+    (lambda chance, peers: kinds.Slow(chance.randrange(peers), chance.choice((3.0, 10.0)), *_span(chance)), 2.0),
+    (lambda chance, peers: kinds.SlowDisk(chance.randrange(peers), chance.choice((0.5, 3.0)), *_span(chance)), 1.0),
+    (_slow_link, 1.0),
+    (lambda chance, peers: kinds.DiskFull(chance.randrange(peers), *_span(chance)), 1.0),
+    (_withhold, 1.0),
+    (lambda chance, peers: kinds.Usurper(chance.randrange(peers), *_span(chance)), 1.0),
+    (lambda chance, peers: kinds.Liar(chance.randrange(peers), *_span(chance)), 1.0),
+    (_join, 1.5),
+    (_leave, 1.0),
+]
+
+
+# ---------------------------------------------------------------- playing
+
+
+def play(scenario: Scenario, *, transcript: bool = False) -> Result:
+    """Runs a schedule to its end, or to the first law that breaks."""
+    result = Result(scenario.seed, scenario.peers)
+    world = World(
+        scenario.peers, scenario.seed, scenario.faults, config_of(scenario.rules), discovers_for_s=1e9, tick_s=TICK_S
+    )
+    if transcript:
+        world.transcript = []
+    try:
+        _play(world, scenario)
+    except LawBroken as broken:
+        result.law, result.text = broken.law, f"{broken}\n{world.describe()}"
+    except AssertionError as broken:
+        result.law, result.text = "everyone agrees", str(broken)
+    except Exception as error:  # whatever rises out of the product's machines is a break too
+        result.law = f"no {type(error).__name__} rises"
+        result.text = f"{type(error).__name__}: {error}\n{_where(error)}\n{world.describe()}"
+    result.rounds, result.events, result.hours = world.version, world.num_events, world.now_s / 3600
+    result.fired = Counter(type(fault).__name__ for fault in world.fate.fired)
+    result.planned = Counter(type(fault).__name__ for fault in scenario.faults)
+    result.columns = world.books.columns
+    result.minority, result.forks = world.laws.num_minority, world.laws.forks()
+    result.transcript = tuple(world.transcript or ())
+    return result
+
+
+def _play(world: World, scenario: Scenario) -> None:
+    world.run_for(over_at_s(scenario.faults) + 0.01)
+    members = len(world.peers)
+    round_s = world.laws.round_s(0, members)
+    take_overs_s = 2 * members * (scenario.rules.leader_timeout_s + 6.0)
+    world.settle(2, 5 * round_s + take_overs_s + 3 * world.laws.isolation_s)
+    while world.version < scenario.rounds:
+        world.run_until(
+            min(world.version + 5, scenario.rounds), 6 * round_s + take_overs_s + 2 * world.laws.isolation_s
+        )
+
+
+def _where(error: BaseException) -> str:
+    place = error.__traceback__
+    lines = []
+    while place is not None:
+        lines.append(f"{place.tb_frame.f_code.co_filename.rsplit('/', 2)[-1]}:{place.tb_lineno}")
+        place = place.tb_next
+    return " > ".join(lines[-6:])
