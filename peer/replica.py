@@ -254,10 +254,10 @@ class Replica:
         version = Version(from_snapshot(self.math, record, blobs), record)
         if keep_progress:
             return self._move([version], (), theta_N)
-        self._ledger = joined(self.author, version.state)
-        moved = self._move([version], (), version.state.anchor_N)
-        self._versions = [version]
-        return moved
+        # From the new state to itself: measured from the old one, what was wrong with it would count as our progress.
+        self._ledger, self._versions = joined(self.author, version.state), [version]
+        self.work = Work(since_version=version.state.chain.version)
+        return self._move([version], (), version.state.anchor_N)
 
     def _move(
         self, versions: list[Version], log: tuple[Commit, ...], theta_N: Tensor, base: ChainState | None = None
