@@ -226,7 +226,7 @@ class Member:
         listed_N = torch.zeros_like(self.inner.updates_N)
         for entry in self.group.entries_of(self.head):
             if entry.author == self.id:
-                blob = self.store.read(entry.root)
+                blob = next(one.store for one in self.group.members if one.store.has(entry.root)).read(entry.root)
                 for unit in math.layout.units:
                     listed_N[math.layout.slice_of(unit.index)] += decode_unit(math, entry, blob, unit.index).double()
         open_N = self.residual_N.double() + (self.anchor_N.double() - self.theta_N.double())
