@@ -60,7 +60,7 @@ class _Holder:
 
 
 class BlobFetch:
-    """The progress of one blob. Each piece is in exactly one place: missing, asked of one or two holders, or verified."""
+    """The progress of one blob. Each piece is in exactly one place: missing, asked of one or more holders, or verified."""
 
     def __init__(
         self,
@@ -148,9 +148,9 @@ class BlobFetch:
             if peer is None:
                 return tuple(asks)
             asks.append(self._ask(self._missing.popleft(), peer, now_s))
-        for piece in sorted(piece for piece, when in self._asked.items() if len(when) == 1):
+        for piece in sorted(self._asked):
             other = self._best(piece, now_s)
-            if other is not None and self._is_late(piece, other, now_s):
+            if other is not None and all(self._is_late(piece, peer, other, now_s) for peer in self._asked[piece]):
                 asks.append(self._ask(piece, other, now_s))
         return tuple(asks)
 
@@ -162,10 +162,7 @@ class BlobFetch:
         times += [now_s + holder.rest_s for holder in self._holders.values() if holder.rest_s]
         times += [self._known[peer].rests_until_s for peer in self._holders]
         times += [
-            at_s + (LATE_INFO_S if piece == _INFO else LATE_S)
-            for piece, when in self._asked.items()
-            if len(when) == 1
-            for at_s in when.values()
+            max(when.values()) + (LATE_INFO_S if piece == _INFO else LATE_S) for piece, when in self._asked.items()
         ]
         return min((time_s for time_s in times if time_s > now_s), default=None)
 
@@ -200,9 +197,9 @@ class BlobFetch:
         left = len(self._missing) + sum(other.in_flight for other in others)
         return rate > 0 and self._next_due_s(peer, now_s) > left / rate + _SOONER_S
 
-    def _is_late(self, piece: int, other: PeerId, now_s: float) -> bool:
-        """Whether a piece that is asked of one holder should be asked of `other` too."""
-        ((peer, at_s),) = self._asked[piece].items()
+    def _is_late(self, piece: int, peer: PeerId, other: PeerId, now_s: float) -> bool:
+        """Whether a piece that is asked of `peer` is rather had from `other`."""
+        at_s = self._asked[piece][peer]
         if piece == _INFO:
             return now_s - at_s >= LATE_INFO_S
         one = self._known[peer]

@@ -223,13 +223,16 @@ def test_a_new_holder_revives_it_but_a_liar_stays_out() -> None:
     assert [ask.to for ask in fetch.next_requests(now_s)] == [PEERS[1]]
 
 
-def test_late_digests_are_asked_of_one_more_holder() -> None:
+def test_late_digests_are_asked_of_one_more_holder_at_a_time() -> None:
     fetch = BlobFetch(blob_digest(b"abc"), PEERS[:3])
     (first,) = fetch.next_requests(0.0)
     assert fetch.next_requests(LATE_INFO_S / 2) == ()
     assert fetch.next_look_s(0.0) == LATE_INFO_S
     (second,) = fetch.next_requests(LATE_INFO_S)
     assert second.to != first.to
+    assert fetch.next_requests(1.5 * LATE_INFO_S) == ()
+    (third,) = fetch.next_requests(2 * LATE_INFO_S)
+    assert len({first.to, second.to, third.to}) == 3
     assert fetch.next_requests(9 * LATE_INFO_S) == ()
 
 
@@ -257,6 +260,17 @@ def test_what_a_silent_holder_owes_is_asked_of_another_when_nothing_else_is_left
     assert all(fetch.is_wanted(ask) for ask in (*owed, *again))
     fetch.take(again[0], Chunk(chunks[again[0].piece]), now_s + 2.1)
     assert [fetch.is_wanted(ask) for ask in owed].count(False) == 1, "the loser of a piece is to be ended"
+
+
+def test_a_second_holder_that_is_silent_too_does_not_keep_a_third_from_being_asked() -> None:
+    fetch, chunks = fetching(3, PEERS[:3])
+    slow, silent, good = fetch.next_requests(0.0)
+    fetch.take(good, Chunk(chunks[good.piece]), 0.1)
+    fetch.take(silent, Chunk(chunks[silent.piece]), 0.1)
+    (second,) = fetch.next_requests(2.0)
+    assert second.piece == slow.piece
+    (third,) = fetch.next_requests(5.0)
+    assert third.piece == slow.piece and {slow.to, second.to, third.to} == set(PEERS[:3])
 
 
 def test_a_slow_holder_gets_nothing_that_the_others_finish_before_it() -> None:
