@@ -96,11 +96,16 @@ class Arena:
     def __exit__(
         self, kind: type[BaseException] | None, error: BaseException | None, trace: TracebackType | None
     ) -> None:
-        if error is None:
-            self.monitor.end()
-        else:
-            self.thaw_all()
-        self.swarm.__exit__(kind, error, trace)
+        try:
+            if error is None:
+                self.monitor.end()
+            else:
+                self.thaw_all()
+        except BaseException as failed:
+            kind, error = type(failed), failed
+            raise
+        finally:
+            self.swarm.__exit__(kind, error, trace)
         if error is None:
             parts = list(self.folder.rglob("*.part"))
             assert not parts, f"partial files are left: {parts}"
