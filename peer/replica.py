@@ -11,6 +11,7 @@ from contextlib import suppress
 from dataclasses import dataclass
 from typing import Final
 
+import torch
 from torch import Tensor
 
 from peer import fault_point
@@ -19,7 +20,17 @@ from peer.saved import Generations, SavedCut, SavedState
 from swarm import chain as chains
 from swarm import wire
 from swarm.allreduce.codec import bytes_of, vector_from
-from swarm.allreduce.ledger import UNDO_DEPTH, CutRecord, Ledger, Moved, cut, joined, move_head, withdraw
+from swarm.allreduce.ledger import (
+    UNDO_DEPTH,
+    CutRecord,
+    Ledger,
+    Moved,
+    cut,
+    joined,
+    move_head,
+    residual_after,
+    withdraw,
+)
 from swarm.allreduce.merge import after_merge, encode_merge
 from swarm.allreduce.shared import RunMath, SharedState, after_commit, from_snapshot, snapshot
 from swarm.chain import MAX_AGE_VERSIONS, ChainState, Merge, left_behind
@@ -80,6 +91,7 @@ class Replica:
         self._versions: list[Version] = []  # the present one last
         self._beside: Version | None = None  # the state that our branch waits to be merged into; lost with the process
         self._ledger: Ledger
+        self._roots: dict[int, Digest] = {}  # of the blobs of our cuts that the ledger has a record of
         self._digests: dict[int, tuple[Tensor, Digest]] = {}  # tensors that are on disk already, by id
 
     # ---------------------------------------------------------------- reading
@@ -125,7 +137,7 @@ class Replica:
         """Takes a saved generation up again; returns theta. Raises StateError or MalformedBytes, changing nothing."""
         self._check_run(saved)
         versions = [self._version_on_disk(record) for record in saved.states]
-        return self._take_up(saved, versions, self._private_on_disk(saved))
+        return self._take_up(saved, versions, self._private_on_disk(saved, versions[-1]))
 
     def salvage(self, saved: SavedState) -> tuple[Tensor, str]:
         """Takes up what is whole of a damaged generation: the present version, those before it as far back as they are
@@ -140,7 +152,7 @@ class Replica:
             for record in reversed(saved.states[:-1]):
                 versions.insert(0, self._version_on_disk(record))
         try:
-            return self._take_up(saved, versions, self._private_on_disk(saved)), ""
+            return self._take_up(saved, versions, self._private_on_disk(saved, versions[-1])), ""
         except (StateError, RemoteError) as error:
             fault = str(error)
         state = versions[-1].state
@@ -156,12 +168,15 @@ class Replica:
         blobs = [self.store.read(unit.root, check=True) for unit in record.units]
         return Version(from_snapshot(self.math, record, blobs), record)
 
-    def _private_on_disk(self, saved: SavedState) -> _Private:
-        theta_N, residual_N = self._vector(saved.theta), self._vector(saved.residual)
+    def _private_on_disk(self, saved: SavedState, present: Version) -> _Private:
+        theta_N = present.state.anchor_N if saved.theta is None else self._vector(saved.theta)
+        residual_N = self._vector(saved.residual)
         parts: tuple[dict[int, CutRecord], ...] = ({}, {}, {})
         for one in saved.cuts:
-            tensors = (self._vector(one.delta), self._vector(one.before), self._vector(one.after))
-            parts[one.standing][one.seq] = CutRecord(*tensors, one.tokens, one.steps, one.listed_at)
+            delta_N, before_N = self._vector(one.delta), self._vector(one.before)
+            after_N = residual_after(self.math, before_N, delta_N, self.store.read(one.blob, check=True))
+            record = CutRecord(delta_N, before_N, after_N, one.tokens, one.steps, one.listed_at)
+            parts[one.standing][one.seq] = record
         contributions = {
             one.seq: (open_as(Contribution, one.sealed, run=self.run), one.sealed) for one in saved.cuts if one.sealed
         }
@@ -170,6 +185,7 @@ class Replica:
     def _take_up(self, saved: SavedState, versions: list[Version], private: _Private) -> Tensor:
         queue = LeaseQueue.from_value(wire.decode(saved.leases))
         theta_N, self._ledger, self.contributions = private
+        self._roots = {cut.seq: cut.blob for cut in saved.cuts}
         self._versions = versions
         self.leases = queue
         self.work = Work(saved.tokens_since_cut, saved.steps_since_cut, saved.since_version)
@@ -203,7 +219,8 @@ class Replica:
         self._ledger, blob = cut(self.math, self._ledger, self.present.state, theta_N, seq, (work.tokens, work.steps))
         self.next_seq += 1
         self.work = Work(since_version=self.present.state.chain.version)
-        return seq, self.store.put(blob), len(blob), work
+        self._roots[seq] = self.store.put(blob)
+        return seq, self._roots[seq], len(blob), work
 
     def announced(self, contribution: Contribution, sealed: bytes) -> None:
         """The signed announcement of a cut."""
@@ -285,6 +302,7 @@ class Replica:
             self.work.since_version = new.chain.version
         remembered = {*ledger.pending, *ledger.listed, *ledger.withdrawn}
         self.contributions = {seq: one for seq, one in self.contributions.items() if seq in remembered}
+        self._roots = {seq: root for seq, root in self._roots.items() if seq in remembered}
         return moved
 
     def _affordable(self, log: tuple[Commit, ...]) -> tuple[Commit, ...]:
@@ -326,7 +344,7 @@ class Replica:
             view=self.view,
             states=tuple(version.record for version in self._versions),
             log=self.log,
-            theta=self._on_disk(theta_N),
+            theta=None if _same_bits(theta_N, self.present.state.anchor_N) else self._on_disk(theta_N),
             residual=self._on_disk(ledger.residual_N),
             cuts=tuple(
                 self._saved_cut(seq, standing, record)
@@ -340,18 +358,17 @@ class Replica:
             since_version=self.work.since_version,
         )
         # Both the generation before and this one need their blobs until the older one is gone.
-        own = {contribution.root for contribution, _ in self.contributions.values()}
-        self.store.pin("coming generation", saved.blobs() | own)
+        self.store.pin("coming generation", saved.blobs())
         fault_point.reached("save-blobs")
         self.generations.write(saved)
         fault_point.reached("save-done")
-        self.pin_generations(own)
+        self.pin_generations()
         self._forget_digests(saved)
 
-    def pin_generations(self, also: set[Digest] | None = None) -> None:
+    def pin_generations(self) -> None:
         """Pins what the kept generations name, and collects the rest."""
         roots = {root for generation in self.generations.kept() for root in generation.blobs()}
-        self.store.pin("generations", roots | (also or set()))
+        self.store.pin("generations", roots)
         self.store.pin("coming generation", ())
         self.store.collect()
 
@@ -359,9 +376,9 @@ class Replica:
         return SavedCut(
             seq=seq,
             standing=standing,
+            blob=self._roots[seq],
             delta=self._on_disk(record.delta_N),
             before=self._on_disk(record.before_N),
-            after=self._on_disk(record.after_N),
             tokens=record.tokens,
             steps=record.steps,
             listed_at=record.listed_at,
@@ -402,3 +419,7 @@ class Replica:
             return blob
 
         return read
+
+
+def _same_bits(one_N: Tensor, other_N: Tensor) -> bool:
+    return torch.equal(one_N.view(torch.uint8), other_N.view(torch.uint8))  # 0.0 equals -0.0, and is not the same

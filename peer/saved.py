@@ -23,6 +23,7 @@ from swarm.schema import U32, U63, MaxLen, Range, from_value, to_value
 
 KEPT_GENERATIONS: Final = 2
 MAX_GENERATION_BYTES: Final = 64 << 20  # records, rosters and a commit log of a large run
+MAX_GENERATION_VALUES: Final = 1 << 23  # 8 states of 4096 authors with 32 holes each, and 64 full commits: 2.5 million
 _MAGIC: Final = b"brnstate1"
 _CHECK_BYTES: Final = 32
 _PARTIAL: Final = ".part"
@@ -36,9 +37,9 @@ class SavedCut:
 
     seq: U63
     standing: Annotated[int, Range(0, 2)]  # 0 pending, 1 listed, 2 withdrawn
+    blob: Digest  # what was sent; with the two vectors it gives the residual behind the cut
     delta: Digest
     before: Digest
-    after: Digest
     tokens: U63
     steps: U32
     listed_at: U63
@@ -56,7 +57,7 @@ class SavedState:
     view: U63
     states: Annotated[tuple[StateRecord, ...], MaxLen(8)]  # the last versions, the present one last
     log: Annotated[tuple[Commit, ...], MaxLen(64)]
-    theta: Digest
+    theta: Digest | None  # None: the anchor of the present version
     residual: Digest
     cuts: Annotated[tuple[SavedCut, ...], MaxLen(64)]
     optimizer: Digest | None
@@ -72,9 +73,9 @@ class SavedState:
 
     def blobs(self) -> set[Digest]:
         """All that must not be removed while this generation is kept."""
-        found = {self.theta, self.residual} | ({self.optimizer} if self.optimizer else set())
+        found = {root for root in (self.theta, self.residual, self.optimizer) if root is not None}
         found |= {unit.root for state in self.states for unit in state.units}
-        found |= {root for cut in self.cuts for root in (cut.delta, cut.before, cut.after)}
+        found |= {root for cut in self.cuts for root in (cut.blob, cut.delta, cut.before)}
         found |= {root for commit in self.log for root in roots_of(commit.commit)}
         return found
 
@@ -160,4 +161,5 @@ class Generations:
 
 
 def _parse(body: bytes) -> SavedState:
-    return from_value(SavedState, wire.decode(body, max_bytes=MAX_GENERATION_BYTES))
+    value = wire.decode(body, max_bytes=MAX_GENERATION_BYTES, max_values=MAX_GENERATION_VALUES)
+    return from_value(SavedState, value)

@@ -18,7 +18,7 @@ from typing import Final
 import torch
 from torch import Tensor
 
-from swarm.allreduce.codec import pack_contribution
+from swarm.allreduce.codec import pack_contribution, read_contribution
 from swarm.allreduce.mean import rounded
 from swarm.allreduce.shared import RunMath, SharedState
 from swarm.chain import ChainState
@@ -76,15 +76,33 @@ def cut(
     if not ledger.may_cut:
         raise LocalError("a cut while a contribution is pending")
     delta_N = state.anchor_N - theta_N
-    target_N = ledger.residual_N * rounded(math.error_decay, math.dtype) + delta_N
-    payloads, after_N = [], torch.empty_like(target_N)
-    for unit in math.layout.units:
+    target_N = _target(math, ledger.residual_N, delta_N)
+    payloads = [math.codec.encode(target_N[math.layout.slice_of(unit.index)]) for unit in math.layout.units]
+    blob = pack_contribution(math.codec, 0, payloads)
+    record = CutRecord(delta_N, ledger.residual_N, residual_after(math, ledger.residual_N, delta_N, blob), *work)
+    return replace(ledger, pending={**ledger.pending, seq: record}), blob
+
+
+def residual_after(
+    math: RunMath,
+    before_N: Tensor,  # the residual at the cut
+    delta_N: Tensor,  # anchor minus theta at the cut
+    blob: bytes,  # what the cut encoded
+) -> Tensor:
+    """(N,): what the blob left of the cut's progress and residual; the same bits each time. Raises MalformedBytes."""
+    after_N = _target(math, before_N, delta_N)
+    for unit, payload in zip(
+        math.layout.units, read_contribution(blob, math.codec, 0, len(math.layout.units)), strict=True
+    ):
         place = math.layout.slice_of(unit.index)
-        payload = math.codec.encode(target_N[place])
-        payloads.append(payload)
-        after_N[place] = target_N[place] - math.codec.decode(payload, unit.numel).to(math.dtype)
-    record = CutRecord(delta_N, ledger.residual_N, after_N, *work)
-    return replace(ledger, pending={**ledger.pending, seq: record}), pack_contribution(math.codec, 0, payloads)
+        raw = memoryview(blob)[payload.offset : payload.offset + payload.num_bytes]
+        after_N[place] = after_N[place] - math.codec.decode(raw, unit.numel).to(math.dtype)
+    return after_N
+
+
+def _target(math: RunMath, residual_N: Tensor, delta_N: Tensor) -> Tensor:
+    """What a cut would send if nothing were rounded; a new tensor."""
+    return residual_N * rounded(math.error_decay, math.dtype) + delta_N
 
 
 @dataclass(frozen=True, slots=True)

@@ -88,6 +88,9 @@ def test_what_was_saved_comes_back_bit_for_bit(tmp_path: Path, run_math: RunMath
     assert torch.equal(again.present.state.anchor_N, replica.present.state.anchor_N)
     assert (again.pending, again.contributions) == (replica.pending, replica.contributions) and again.pending == (1,)
     assert torch.equal(again._ledger.residual_N, replica._ledger.residual_N)
+    for one, other in zip(again._ledger.pending.values(), replica._ledger.pending.values(), strict=True):
+        assert torch.equal(one.delta_N, other.delta_N) and torch.equal(one.before_N, other.before_N)
+        assert torch.equal(one.after_N, other.after_N)  # which is not on disk: it follows from the blob
     assert again.next_seq == replica.next_seq
     contribution, _ = again.contributions[1]
     assert again.store.has(contribution.root)  # others may still ask for it

@@ -247,6 +247,6 @@ def test_blobs_names_everything_that_is_needed() -> None:
     state = saved(1)
     named = state.blobs()
     assert {state.theta, state.residual, state.optimizer} <= named
-    assert all({cut.delta, cut.before, cut.after} <= named for cut in state.cuts)
+    assert all({cut.blob, cut.delta, cut.before} <= named for cut in state.cuts)
     assert all(unit.root in named for record in state.states for unit in record.units)
     assert all(entry.root in named for commit in state.log for entry in commit.commit.entries)
