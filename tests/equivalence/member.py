@@ -329,6 +329,7 @@ class Member:
             tuple(dict.fromkeys([*wish.peers, *others])),
             self.replica.chains,
             self._beside,
+            units=self.replica.present.record.units,
             whole=wish.whole,
             gives_up=wish.gives_up,
         )

@@ -184,6 +184,20 @@ def test_one_that_trained_alone_for_longer_than_logs_are_kept(
             )
 
 
+def test_three_branches_meet(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
+    """Three and two who were each alone: the second branch is averaged into what the first merge made."""
+    with Swarm(tmp_path, monkeypatch, run_config(local_steps=5)) as swarm:
+        swarm.settle(1)
+        swarm.run_apart(((0, 1, 2), (3,), (4,)), 3)
+        heads = (swarm[0].head, swarm[3].head, swarm[4].head)
+        swarm.heal()
+        swarm.run_until(lambda: len({member.head for member in swarm.members}) == 1)
+        assert_one_state(swarm, heads)
+        assert_mean_of_anchors(swarm, swarm[0].head)
+        first, second = swarm.merges(swarm[0].head)
+        assert swarm.merges(second.base) == [first], "encoded for a head before the first merge"
+
+
 # -------------------------------------------------------------------- killed while it merges
 
 SIDES = ((0, 1, 2), (3, 4))
