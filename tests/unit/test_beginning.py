@@ -262,3 +262,18 @@ def test_an_unanswering_swarm_is_asked_again(tmp_path: Path, lived: Life, run_ma
     swarm = Late(lived)
     started(home, run_math, swarm)
     assert swarm.asked == 3
+
+
+def test_a_listed_blob_that_the_disk_changed_is_not_applied(tmp_path: Path, run_math: RunMath) -> None:
+    life = Life(tmp_path / "home", run_math)
+    life.begin()
+    life.train()
+    theirs = life.receive(1)
+    damage_blobs(life.home.path, theirs.root)
+    before = life.replica.present.digest
+    with pytest.raises(StateError, match="not the ones that were written"):
+        life.move(theirs)
+    assert life.replica.present.digest == before and not life.store.has(theirs.root)  # to be fetched anew
+    life.move(life.receive(1))
+    assert life.replica.present.state.chain.version == 1
+    life.home.release()

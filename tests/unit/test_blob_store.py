@@ -85,6 +85,20 @@ def test_a_changed_blob_is_found_removed_and_can_be_put_again(store: BlobStore, 
     assert store.read(ROOT, check=True) == BLOB
 
 
+def test_a_blob_of_the_right_length_and_wrong_bytes_is_written_anew(store: BlobStore, tmp_path: Path) -> None:
+    file_of(tmp_path).write_bytes(bytes(len(BLOB)))
+    assert store.put(BLOB) == ROOT
+    assert store.read(ROOT, check=True) == BLOB
+
+
+def test_what_nobody_pins_is_set_aside(store: BlobStore, tmp_path: Path) -> None:
+    pinned, other = store.put(b"pinned"), store.put(b"other")
+    store.pin("a", [pinned])
+    store.set_aside(tmp_path / "aside")
+    assert store.has(pinned) and not store.has(other) and store.info(other) is None
+    assert [path.name for path in (tmp_path / "aside").iterdir()] == [other.hex()]
+
+
 def test_collect_removes_exactly_what_nobody_pins(store: BlobStore, tmp_path: Path) -> None:
     roots = [store.put(bytes([number])) for number in range(6)]
     store.pin("a", roots[:2])

@@ -113,6 +113,15 @@ def test_a_half_written_one_is_not_served_and_is_made_again(
     assert record.read_bytes() == whole
 
 
+def test_one_whose_files_are_half_removed_is_not_offered(tmp_path: Path, genesis: tuple[RunMath, Version]) -> None:
+    run_math, version = genesis
+    kept = made(tmp_path, run_math).keep(version, 1.0)
+    Path(kept.files[-1][1]).unlink()
+    again = made(tmp_path, run_math)
+    assert again.load(BlobStore(tmp_path / "blobs")) == () and again.is_due(0)
+    assert again.keep(version, 1.0).record == kept.record
+
+
 @pytest.mark.parametrize("loss", [math.nan, math.inf, 1e7])
 def test_a_model_that_diverged_is_kept_without_an_evaluation(
     tmp_path: Path, genesis: tuple[RunMath, Version], loss: float
