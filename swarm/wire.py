@@ -30,34 +30,42 @@ def _refuse_extension(code: int, data: bytes) -> None:
     raise MalformedBytes(f"extension type {code} is not part of the protocol")
 
 
-def check_depth(raw: bytes, max_depth: int = MAX_DEPTH) -> None:
+def check_depth(raw: bytes, max_depth: int = MAX_DEPTH, max_values: int = MAX_VALUES) -> None:
     """Raises MalformedBytes if the msgpack in `raw` nests deeper than `max_depth`, or holds a map or an extension.
 
-    So it does for more than MAX_VALUES values: what is built takes many times the bytes that announce it. One pass over
+    So it does for more than `max_values` values: what is built takes many times the bytes that announce it. One pass over
     the headers, nothing is built: a hostile record costs its own length and no more.
     """
-    position, announced = 0, 1
-    to_come = [1]  # values still to come at each open level
-    while to_come:
-        if to_come[-1] == 0:
-            to_come.pop()
+    position, end, announced = 0, len(raw), 1
+    left = 1  # values still to come in the innermost list
+    outer: list[int] = []  # and in those around it
+    while left or outer:
+        if not left:
+            left = outer.pop()
             continue
-        to_come[-1] -= 1
-        if position >= len(raw):
+        left -= 1
+        if position >= end:
             raise MalformedBytes("truncated")
+        size = _SIZES[raw[position]]
+        if size:
+            position += size
+            if position > end:
+                raise MalformedBytes("truncated")
+            continue
         position, items = _skip_header(raw, position)
         if items is None:
             continue
-        if items > len(raw) - position:
-            raise MalformedBytes(f"a list of {items} items in {len(raw) - position} bytes")
-        if len(to_come) > max_depth:
+        if items > end - position:
+            raise MalformedBytes(f"a list of {items} items in {end - position} bytes")
+        if len(outer) >= max_depth:
             raise MalformedBytes(f"nested deeper than {max_depth} lists")
         announced += items
-        if announced > MAX_VALUES:
-            raise MalformedBytes(f"more than {MAX_VALUES} values")
-        to_come.append(items)
-    if position != len(raw):
-        raise MalformedBytes(f"{len(raw) - position} bytes behind the value")
+        if announced > max_values:
+            raise MalformedBytes(f"more than {max_values} values")
+        outer.append(left)
+        left = items
+    if position != end:
+        raise MalformedBytes(f"{end - position} bytes behind the value")
 
 
 _FIXED: Final = {0xCA: 4, 0xCB: 8, 0xCC: 1, 0xCD: 2, 0xCE: 4, 0xCF: 8, 0xD0: 1, 0xD1: 2, 0xD2: 4, 0xD3: 8}
@@ -65,19 +73,26 @@ _SIZED: Final = {0xC4: 1, 0xC5: 2, 0xC6: 4, 0xD9: 1, 0xDA: 2, 0xDB: 4}  # bin an
 _LISTS: Final = {0xDC: 2, 0xDD: 4}
 
 
+def _size(byte: int) -> int:
+    """The bytes of a value that begins with this one, where that alone tells it; else 0."""
+    if byte <= 0x7F or byte >= 0xE0 or byte in (0xC0, 0xC2, 0xC3):
+        return 1
+    if 0xA0 <= byte <= 0xBF:
+        return 1 + (byte & 0x1F)
+    return 1 + _FIXED[byte] if byte in _FIXED else 0
+
+
+_SIZES: Final = tuple(map(_size, range(256)))
+
+
 def _skip_header(raw: bytes, position: int) -> tuple[int, int | None]:
-    """The position behind one value's header (and body, unless a list) and, for a list, how many items follow."""
+    """The position behind a value whose size its first byte does not tell (of a list: behind its header), and for a list
+    how many items follow."""
     byte = raw[position]
     position += 1
-    if byte <= 0x7F or byte >= 0xE0 or byte in (0xC0, 0xC2, 0xC3):
-        return position, None
     if 0x90 <= byte <= 0x9F:
         return position, byte & 0x0F
-    if 0xA0 <= byte <= 0xBF:
-        position += byte & 0x1F
-    elif byte in _FIXED:
-        position += _FIXED[byte]
-    elif byte in _SIZED or byte in _LISTS:
+    if byte in _SIZED or byte in _LISTS:
         width = _SIZED.get(byte) or _LISTS[byte]
         if position + width > len(raw):
             raise MalformedBytes("truncated")
@@ -93,11 +108,11 @@ def _skip_header(raw: bytes, position: int) -> tuple[int, int | None]:
     return position, None
 
 
-def decode(raw: bytes, *, max_bytes: int = MAX_FRAME_BYTES) -> Any:
+def decode(raw: bytes, *, max_bytes: int = MAX_FRAME_BYTES, max_values: int = MAX_VALUES) -> Any:
     """The value whose canonical encoding is `raw`; lists come back as lists. Raises MalformedBytes."""
     if len(raw) > max_bytes:
         raise MalformedBytes(f"{len(raw)} bytes where at most {max_bytes} are allowed")
-    check_depth(raw)
+    check_depth(raw, max_values=max_values)
     try:
         value = msgpack.unpackb(raw, raw=False, ext_hook=_refuse_extension)
     except MalformedBytes:
