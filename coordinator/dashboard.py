@@ -175,8 +175,8 @@ def _rounds_table(rounds: Sequence[RoundSeen], summary: Summary) -> Table:
         table.add_row(
             Text(str(event.version)),
             Text(short(event.tokens)),
-            Text(str(len(event.listed))),
-            Text(str(len(event.left_out)), "yellow" if event.left_out else ""),
+            Text(str(event.num_listed)),
+            Text(str(event.num_left_out), "yellow" if event.left_out else ""),
             Text(ago(event.duration_s)),
             Text(f"{event.state_digest.hex()[:7]} {'=' if is_equal else '≠'}", "" if is_equal else "bold red"),
             Text(names.get(event.leader) or str(event.leader)),

@@ -12,8 +12,9 @@
                             down_bytes, up_bytes_per_s, down_bytes_per_s, train_loss, heldout_loss, checkpoint_version,
                             seen_s_ago, waits_for, trouble, num_bad, addresses[], and time: seconds since its last commit by
                             what they went to (compute_s, encode_s, exchange_s, apply_s, wait_s, upload_s, download_s)
-    rounds[]                oldest first: version, head, tokens, tokens_in_all, listed[], left_out[], duration_s, minority,
-                            leader, reason, state_digest, num_tellers, digests_equal
+    rounds[]                oldest first: version, head, tokens, tokens_in_all, listed[], left_out[] (the first of them),
+                            num_listed, num_left_out, duration_s, minority, leader, reason, state_digest, num_tellers,
+                            digests_equal
     heldout[]               [version, loss] pairs, ascending
     events[]                oldest first: at_unix_s, text, num_tellers
 """
@@ -187,6 +188,8 @@ def _round_json(one: RoundSeen) -> dict[str, Any]:
         "tokens_in_all": event.tokens_in_all,
         "listed": [peer.base58 for peer in event.listed],
         "left_out": [peer.base58 for peer in event.left_out],
+        "num_listed": event.num_listed,
+        "num_left_out": event.num_left_out,
         "duration_s": round(event.duration_s, 3),
         "minority": event.minority,
         "leader": event.leader.base58,

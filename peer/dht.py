@@ -11,6 +11,7 @@ import asyncio
 import logging
 import math
 import time
+from collections.abc import Sequence
 from contextlib import suppress
 from typing import Any, Final
 
@@ -171,14 +172,14 @@ class Noticeboard:
         )
         return bool(stored)
 
-    async def read(self) -> tuple[Record, ...]:
-        """The newest verified status of each peer on the board, sorted by peer id."""
-        keys = record_keys(self._run)
+    async def read(self, prefixes: Sequence[int] = tuple(range(NUM_PREFIXES))) -> tuple[Record, ...]:
+        """The newest verified status of each peer under those prefixes, sorted by peer id."""
+        keys = {record_key(self._run, prefix): prefix for prefix in prefixes}
         # A search ends early at the first answer that expires late enough. No answer satisfies NaN, so the sub-keys of all
         # nodes are merged, and nobody can hide the others by claiming to hold a record that never expires.
         try:
             async with asyncio.timeout(READ_TIMEOUT_S):
-                found = await self._live().get_many(keys, sufficient_expiration_time=math.nan)
+                found = await self._live().get_many(tuple(keys), sufficient_expiration_time=math.nan)
         except TimeoutError:
             raise TimedOut(f"the DHT did not answer within {READ_TIMEOUT_S:g} s") from None
         records, rejected = accept_records(_items(found, keys), self._run)
@@ -191,10 +192,10 @@ class Noticeboard:
         return self._node
 
 
-def _items(found: dict[str, Any], keys: tuple[str, ...]) -> list[tuple[int, object, object]]:
+def _items(found: dict[str, Any], keys: dict[str, int]) -> list[tuple[int, object, object]]:
     """(prefix, sub-key, value) of everything read; a key that holds no dictionary gives one item that nobody accepts."""
     items: list[tuple[int, object, object]] = []
-    for prefix, key in enumerate(keys):
+    for key, prefix in keys.items():
         answer = found.get(key)
         if answer is None:
             continue

@@ -8,12 +8,14 @@ from __future__ import annotations
 import asyncio
 import contextlib
 import logging
+import random
 from collections.abc import Callable, Sequence
 from typing import Any, Final
 
 from peer.address_book import AddressBook
 from peer.fetch import Asker
 from peer.network import Network
+from swarm.dht.records import prefixes_to_read
 from swarm.errors import NetworkError, RemoteError, StateError
 from swarm.events import Event, PeerMisbehaved
 from swarm.identity import PeerId
@@ -27,6 +29,7 @@ FIRST_DISCOVERY_S: Final = 1.0
 ASK_TIMEOUT_S: Final = 5.0
 REDIAL_EVERY_S: Final = 5.0  # of one peer that the daemon does not find by itself
 _ASKED_AT_ONCE: Final = 8
+MAX_PAGES_ASKED: Final = 16  # of one peer: 1,024 statuses
 _DIALLED_AT_ONCE: Final = 16
 _MAX_REDIALLED: Final = 1024
 
@@ -50,6 +53,7 @@ class Discovery:
         self._book = book
         self._received, self._tell, self._happened = doors
         self._redialled: dict[PeerId, float] = {}
+        self._chance = random.Random()  # where to look first: peers spread over the keys by themselves
 
     async def run(self) -> None:
         """Meets peers until it is cancelled, often at first."""
@@ -83,8 +87,12 @@ class Discovery:
         sealed = self._asker.seal(status)
         try:
             await self._network.board.publish(status.peer, sealed)
-            for record in await self._network.board.read():
-                self._received(record.status.peer, record.status, record.sealed)
+            first, others = prefixes_to_read(self._chance)
+            for prefixes in ((first,), others):
+                for record in await self._network.board.read(prefixes):
+                    self._received(record.status.peer, record.status, record.sealed)
+                if not self._participant.looks_for_peers():
+                    break
         except (NetworkError, OSError) as error:
             log.debug("the noticeboard: %s", error)
 
@@ -105,16 +113,26 @@ class Discovery:
 
         await asyncio.gather(*(ask(peer) for peer in peers))
         own = self._participant.status()
-        for heard in self._participant.presence.roll.all():
-            self._tell(heard.status.peer, own)
+        for one in self._participant.acquaintances():
+            self._tell(one, own)
 
     async def _ask(self, peer: PeerId) -> None:
-        try:
-            answer = await self._asker.ask(peer, GetPeers(), timeout_s=ASK_TIMEOUT_S)
-        except (NetworkError, RemoteError) as error:
-            log.debug("%s was asked for peers: %s", peer, error)
-            return
-        statuses = answer.statuses if isinstance(answer, Peers) else ()
+        """Whom that peer knows: page by page, until we have heard of enough."""
+        offset = 0
+        for _ in range(MAX_PAGES_ASKED):
+            try:
+                answer = await self._asker.ask(peer, GetPeers(offset), timeout_s=ASK_TIMEOUT_S)
+            except (NetworkError, RemoteError) as error:
+                log.debug("%s was asked for peers: %s", peer, error)
+                return
+            if not isinstance(answer, Peers):
+                return
+            await self._take_page(peer, answer.statuses)
+            offset += len(answer.statuses)
+            if not answer.statuses or offset >= answer.total or not self._participant.looks_for_peers():
+                return
+
+    async def _take_page(self, peer: PeerId, statuses: Sequence[bytes]) -> None:
         for sealed, status in zip(statuses, await asyncio.to_thread(self._open_all, statuses), strict=True):
             if isinstance(status, PeerStatus):
                 self._received(status.peer, status, sealed)

@@ -136,8 +136,7 @@ class Node:
         return tuple(heard.status.name for heard in fresh if heard.status.version < own)
 
     async def _say_goodbye(self) -> None:
-        roll = self._participant.presence.roll
-        heard = [one.status.peer for one in roll.all() if not one.left]
+        heard = self._participant.farewells()
         sealed = self._seal(Goodbye("left on purpose"))
         with contextlib.suppress(TimeoutError):
             async with asyncio.timeout(GOODBYE_TIMEOUT_S):

@@ -125,10 +125,10 @@ def describe(event: Event) -> str:
     """The event as a line for people; "" when it is not for them."""
     match event:
         case events.RoundCommitted():
-            left = f", without {len(event.left_out)}" if event.left_out else ""
+            left = f", without {event.num_left_out}" if event.left_out else ""
             alone = " (minority)" if event.minority else ""
             return (
-                f"version {event.version:>5}  {event.tokens_in_all:>13,} tokens  {len(event.listed)} contributions{left}"
+                f"version {event.version:>5}  {event.tokens_in_all:>13,} tokens  {event.num_listed} contributions{left}"
                 f"{alone}  {event.duration_s:5.1f} s  state {event.state_digest}"
             )
         case events.Evaluated(version, loss):

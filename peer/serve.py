@@ -138,12 +138,12 @@ class Server:
         if self._pacer is not None:
             self._pacer.look()
         author, message = await open_aside(payload, self._run)
-        if author != remote and not isinstance(message, PeerStatus | Contribution | MergeOffer):
+        if author != remote and not isinstance(message, PeerStatus | Contribution | Commit | MergeOffer):
             raise BadSignature(f"{remote} passed on a {type(message).__name__} of {author}")
         if isinstance(message, PeerStatus | Contribution) and len(payload) > MAX_SEALED_BYTES:
             raise MalformedBytes(f"a {type(message).__name__} of {len(payload)} bytes exceeds {MAX_SEALED_BYTES}")
         if isinstance(message, _ONE_WAY):
-            self._one_way(remote, message, payload)
+            self._one_way(author if isinstance(message, Commit) else remote, message, payload)
             return b""
         return await seal_aside(self._keypair, self._run, await self._answer(remote, message))
 

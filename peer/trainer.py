@@ -181,7 +181,8 @@ class Trainer:
         if self._replica.pending or not self._replica.work.steps:
             return False
         full = 0 < self._config.round.local_steps <= self._replica.work.steps
-        return self._cut_hinted or full
+        is_large = len(self._members) > self._config.round.max_listed  # its leader says whose turn it is
+        return self._cut_hinted or (full and not is_large)
 
     def _step(self) -> None:
         work, chain = self._replica.work, self._replica.present.state.chain

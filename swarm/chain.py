@@ -25,6 +25,9 @@ from swarm.schema import U32, U63, MaxLen, to_value
 MAX_ROSTER: Final = 4096  # members of one run; a list of all of them stays under a frame
 MAX_ENTRIES: Final = 1024  # contributions of one commit
 MAX_HOLES: Final = 32  # unlisted numbers remembered below a peer's highest; older ones can never be listed
+MAX_NUMBER: Final = (
+    1 << 32
+) - 1  # of a contribution: so a state of MAX_ROSTER authors with all their holes fits a frame
 MAX_BARRED: Final = 64  # heads that lost their blobs; the newest are remembered
 MAX_RECENT: Final = 8  # heads before the present one that a chain remembers: a merge may start from them
 _FARTHEST: Final = 1 << 61  # of numbers and slots that a merge may bring: a chain has to be able to count on from there
@@ -182,16 +185,18 @@ def check_list(state: ChainState, commit: CommitList) -> None:
             raise InvalidList("a merge with contributions, or without anybody who stays")
     elif not commit.entries:
         raise InvalidList("a commit without contributions")
-    order = [(entry.author, entry.seq) for entry in commit.entries]
+    order = [(entry.author.raw, entry.seq) for entry in commit.entries]
     if order != sorted(set(order)):
         raise InvalidList("entries are not sorted by author and number, or one is there twice")
     for entry in commit.entries:
         if entry.seq == 0 or state.has_listed(entry.author, entry.seq):
             raise InvalidList(f"number {entry.seq} of {entry.author} is already on this chain")
+        if entry.seq > MAX_NUMBER:
+            raise InvalidList(f"number {entry.seq} of {entry.author}, at most {MAX_NUMBER} are allowed")
         if entry.tokens == 0 or entry.first_unit >= entry.end_unit:
             raise InvalidList(f"number {entry.seq} of {entry.author} carries no tokens or no units")
     authors = {entry.author for entry in commit.entries}
-    if list(commit.admitted) != sorted(set(commit.admitted) - authors):
+    if list(commit.admitted) != sorted(set(commit.admitted) - authors, key=lambda peer: peer.raw):
         raise InvalidList("admitted peers are not sorted, or one is there twice or an author too")
     _check_size(state, commit, authors)
 
@@ -272,7 +277,8 @@ def apply(state: ChainState, commit: CommitList, lease_windows: int) -> ChainSta
     and those admitted.
     """
     check_list(state, commit)
-    roster = tuple(sorted({entry.author for entry in commit.entries} | set(commit.admitted)))
+    everyone = {entry.author for entry in commit.entries} | set(commit.admitted)
+    roster = tuple(sorted(everyone, key=lambda peer: peer.raw))
     cursor = state.cursor + lease_windows * len(state.roster or roster)
     if commit.merge is not None:
         listed = _united(state.listed, commit.merge.listed)
@@ -282,7 +288,7 @@ def apply(state: ChainState, commit: CommitList, lease_windows: int) -> ChainSta
         for entry in commit.entries:
             known = by_author.get(entry.author) or ListedNumbers(entry.author, 0)
             by_author[entry.author] = known.including(entry.seq, entry.tokens)
-        listed = tuple(by_author[author] for author in sorted(by_author))
+        listed = tuple(by_author[author] for author in sorted(by_author, key=lambda peer: peer.raw))
     return ChainState(
         head=head_after(state.head, commit),
         version=state.version + 1,

@@ -111,6 +111,7 @@ class RoundConfig(Section):
     leader_timeout_s: float = Field(10.0, gt=0)  # silence of a leader after which a member turns to the next view
     min_peers: Positive = 1  # nobody commits version 1 before so many peers are there
     overlap: bool = False  # True: training goes on while blobs are exchanged
+    max_listed: Positive = 64  # contributions in one commit; members of a larger group contribute in turns
 
 
 class CheckpointConfig(Section):

@@ -10,6 +10,7 @@ import re
 from collections.abc import Iterator
 from typing import Any, Final
 
+from swarm.chain import MAX_ENTRIES
 from swarm.config import ModelConfig, RoundConfig, RunConfig, Section
 from swarm.errors import MalformedBytes
 from swarm.identity import PeerId
@@ -139,6 +140,8 @@ def _round_problems(config: RoundConfig) -> Iterator[str]:
             f"round.leader_timeout_s = {config.leader_timeout_s}: at least twice round.heartbeat_s = "
             f"{config.heartbeat_s}, or one lost heartbeat unseats a leader"
         )
+    if config.max_listed > MAX_ENTRIES:
+        yield f"round.max_listed = {config.max_listed}: at most {MAX_ENTRIES}, which is what one commit carries"
     if config.exchange_deadline_s < config.heartbeat_s:
         yield (
             f"round.exchange_deadline_s = {config.exchange_deadline_s}: at least round.heartbeat_s = "

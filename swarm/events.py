@@ -16,6 +16,9 @@ from swarm.errors import MalformedBytes
 from swarm.identity import PeerId
 from swarm.schema import U32, U63, Line, Name, from_value, to_value
 
+MAX_LISTED_NAMED: Final = 64  # in one event, which travels whole in a message of MAX_SEALED_BYTES
+MAX_LEFT_OUT_NAMED: Final = 16
+
 
 @dataclass(frozen=True, slots=True)
 class PeerStarted:
@@ -50,11 +53,23 @@ class RoundCommitted:
     tokens_in_all: U63
     leader: PeerId
     view: U63
-    listed: tuple[PeerId, ...]
-    left_out: tuple[PeerId, ...]  # members of the roster before that are not listed
+    listed: tuple[PeerId, ...]  # the first MAX_LISTED_NAMED
+    left_out: tuple[PeerId, ...]  # members of the roster before that are not listed: the first MAX_LEFT_OUT_NAMED
     minority: bool
     duration_s: float  # since the head before
     reason: Line
+    more_listed: U32 = 0  # that are not named
+    more_left_out: U32 = 0
+
+    @property
+    def num_listed(self) -> int:
+        """Authors that are listed."""
+        return len(self.listed) + self.more_listed
+
+    @property
+    def num_left_out(self) -> int:
+        """Members that are not."""
+        return len(self.left_out) + self.more_left_out
 
 
 @dataclass(frozen=True, slots=True)

@@ -55,6 +55,9 @@ class PeerId:
         if len(self.raw) != KEY_BYTES:
             raise ValueError(f"a peer id has {KEY_BYTES} bytes, not {len(self.raw)}")
 
+    def __eq__(self, other: object) -> bool:
+        return self.raw == other.raw if isinstance(other, PeerId) else NotImplemented
+
     def __hash__(self) -> int:
         return hash(self.raw)  # bytes remember theirs; the generated one builds a tuple for every look-up
 

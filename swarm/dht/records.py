@@ -10,6 +10,7 @@ from __future__ import annotations
 import math
 from collections.abc import Iterable
 from dataclasses import dataclass
+from random import Random
 from typing import Final
 
 from swarm.digest import Digest
@@ -46,6 +47,13 @@ def record_key(run: Digest, prefix: int) -> str:
 def record_keys(run: Digest) -> tuple[str, ...]:
     """All keys of a run, in order of their prefixes."""
     return tuple(record_key(run, prefix) for prefix in range(NUM_PREFIXES))
+
+
+def prefixes_to_read(chance: Random) -> tuple[int, tuple[int, ...]]:
+    """Which prefix to look at now, and which others where that shows too few: in a large swarm one is enough, another one
+    each time, so that nobody reads thousands of records at every look."""
+    first, *others = chance.sample(range(NUM_PREFIXES), NUM_PREFIXES)
+    return first, tuple(others)
 
 
 def open_record(run: Digest, prefix: int, subkey: object, value: object) -> Record:

@@ -3,12 +3,17 @@
 from __future__ import annotations
 
 from dataclasses import dataclass
+from typing import Final
 
-from swarm.chain import ChainState, CommitList, Entry, Merge, is_majority
+from swarm.chain import MAX_ROSTER, ChainState, CommitList, Entry, Merge, is_majority
 from swarm.digest import Digest
 from swarm.identity import PeerId
 from swarm.messages import Contribution
 from swarm.round.docket import Waiting
+
+MAX_EVIDENCE_BYTES: Final = (
+    320 << 10
+)  # statuses in a commit: what is left of a frame beside the longest list and roster
 
 
 @dataclass(frozen=True, slots=True)
@@ -36,6 +41,16 @@ class RoundView:
     is_followed: bool  # a majority of `members` has said that it is at this head in our view
     lease_tokens: int  # of one member and round
     lost: tuple[LostHead, ...] = ()  # reported by us, at this head
+    electorate: frozenset[PeerId] = frozenset()  # the members as a set
+    turns: tuple[PeerId, ...] | None = None  # in a group larger than a list: whose turn it is to cut, or who was asked
+    are_ready: bool = False  # all of these have done the steps after which a member of a small group cuts by itself
+
+    @property
+    def due(self) -> tuple[PeerId, ...]:
+        """Members whose contributions this round waits for."""
+        if self.turns is None:
+            return self.awaited
+        return tuple(sorted(set(self.turns) & set(self.awaited)))
 
 
 @dataclass(frozen=True, slots=True)
@@ -46,6 +61,8 @@ class Deadlines:
     train_s: float
     exchange_s: float
     isolation_s: float  # without a majority for so long, whoever is left commits alone
+    max_listed: int  # contributions in one commit
+    local_steps: int  # after which a member has done its share; 0: there is no such number
 
 
 def choose_hint(view: RoundView, deadlines: Deadlines) -> str | None:
@@ -57,44 +74,70 @@ def choose_hint(view: RoundView, deadlines: Deadlines) -> str | None:
     if view.since_head_s >= deadlines.train_s:
         return f"the round has trained for {deadlines.train_s:g} s"
     authors = {one.contribution.author for one in view.waiting}
-    if view.awaited and all(peer in authors for peer in view.awaited):
+    due = view.due
+    if due and all(peer in authors for peer in due):
         return "everyone has cut"
+    if due and view.are_ready:
+        return f"{len(due)} members have done {deadlines.local_steps} steps"
     return None
 
 
 def choose_list(view: RoundView, deadlines: Deadlines) -> tuple[CommitList | None, str]:
     """The commit to issue now, or None, with the reason."""
     isolated = view.since_majority_s >= deadlines.isolation_s
-    chosen = [one for one in view.waiting if _held(one, view.members) or (isolated and view.me in one.holders)]
-    entries = tuple(sorted(_entry(one.contribution, view) for one in chosen))
+    held = [one for one in view.waiting if one.is_held(view.electorate) or (isolated and view.me in one.holders)]
+    entries = tuple(sorted(_entry(one, view) for one in _first([one.contribution for one in held], view, deadlines)))
     authors = {entry.author for entry in entries}
-    missing = [peer for peer in view.awaited if peer not in authors]
+    due = view.due
+    missing = [peer for peer in due if peer not in authors]
     tokens = sum(entry.tokens for entry in entries)
     late = view.since_hint_s is not None and view.since_hint_s >= deadlines.exchange_s
     if not entries:
         return None, _why_nothing(view, deadlines)
     if not (view.is_followed or isolated):
         return None, "asks the members where they stand: no majority has answered yet"
-    if not missing and view.awaited:
+    if due and (not missing or len(entries) == deadlines.max_listed):
         reason = f"all {len(authors)} contributions are held"
     elif deadlines.target_tokens and tokens >= deadlines.target_tokens:
         reason = f"{tokens} tokens of {deadlines.target_tokens} are held"
     elif late:
         reason = f"deadline of {deadlines.exchange_s:g} s, without {_names(missing)}"
     else:
-        return None, f"waits for {_names(missing)} ({len(authors)} of {len(view.awaited)} contributions held)"
-    admitted = tuple(peer for peer in view.present if peer not in authors)
+        return None, f"waits for {_names(missing)} ({len(authors)} of {len(due)} contributions held)"
+    admitted = tuple(peer for peer in view.present if peer not in authors)[: MAX_ROSTER - len(authors)]
     return CommitList(entries, admitted, choose_barred(view), _is_minority(view)), reason
+
+
+def _first(held: list[Contribution], view: RoundView, deadlines: Deadlines) -> list[Contribution]:
+    """Those that one list has room for, the oldest first: whoever waits for long would be withdrawn."""
+    room = MAX_ROSTER - len(view.chain.listed)  # for authors who are new on this chain
+    first: list[Contribution] = []
+    newcomers: set[PeerId] = set()
+    for one in sorted(held, key=lambda one: (one.version, one.author.raw, one.seq)):
+        if not view.chain.highest_seq(one.author) and one.author not in newcomers:
+            if len(newcomers) == room:
+                continue
+            newcomers.add(one.author)
+        first.append(one)
+    return first[: deadlines.max_listed]
 
 
 def choose_barred(view: RoundView) -> tuple[Digest, ...]:
     """Heads that a majority of the roster could not reach: what comes next is listed instead of them."""
-    roster = view.chain.roster
-    return tuple(
-        lost.head
-        for lost in view.lost
-        if is_majority(len({peer for peer, _ in lost.reports} & set(roster)), len(roster))
-    )
+    barred, num_bytes = [], 0
+    for lost in view.lost:
+        said = witnesses(lost, view.chain.roster)
+        num_bytes += sum(map(len, said))
+        if said and num_bytes <= MAX_EVIDENCE_BYTES:
+            barred.append(lost.head)
+    return tuple(barred)
+
+
+def witnesses(lost: LostHead, roster: tuple[PeerId, ...]) -> tuple[bytes, ...]:
+    """The shortest statuses with which a majority of the roster reports that head; none where there is no majority."""
+    members = frozenset(roster)
+    said = sorted({peer: sealed for peer, sealed in lost.reports if peer in members}.values(), key=len)
+    return tuple(said[: len(roster) // 2 + 1]) if is_majority(len(said), len(roster)) else ()
 
 
 def choose_merge(merge: Merge, view: RoundView, deadlines: Deadlines) -> CommitList | None:
@@ -102,16 +145,12 @@ def choose_merge(merge: Merge, view: RoundView, deadlines: Deadlines) -> CommitL
     isolated = view.since_majority_s >= deadlines.isolation_s
     if not (view.is_followed or isolated):
         return None
-    return CommitList((), view.present, choose_barred(view), _is_minority(view), merge)
+    return CommitList((), view.present[:MAX_ROSTER], choose_barred(view), _is_minority(view), merge)
 
 
 def _is_minority(view: RoundView) -> bool:
     roster = view.chain.roster or view.members
     return not is_majority(len(set(view.awaited) & set(roster)), len(roster))
-
-
-def _held(one: Waiting, members: tuple[PeerId, ...]) -> bool:
-    return is_majority(len(one.holders & set(members)), len(members))
 
 
 def _entry(contribution: Contribution, view: RoundView) -> Entry:

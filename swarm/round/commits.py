@@ -11,7 +11,7 @@ from swarm import chain as chains
 from swarm.chain import ChainState, CommitList, Entry, is_majority, leader_of
 from swarm.digest import Digest
 from swarm.errors import RemoteError
-from swarm.events import Event, Merged, RoundCommitted
+from swarm.events import MAX_LEFT_OUT_NAMED, MAX_LISTED_NAMED, Event, Merged, RoundCommitted
 from swarm.identity import Keypair, PeerId
 from swarm.messages import Commit, Contribution, PeerStatus, open_message, seal_message
 from swarm.round.docket import may_be_listed
@@ -109,7 +109,9 @@ def moved_by(commit: Commit, old: ChainState, reached: HeadReached, duration_s: 
 
 def committed(commit: Commit, old: ChainState, reached: HeadReached, duration_s: float) -> RoundCommitted:
     """The event of a move from `old` by this commit."""
-    listed = tuple(sorted({entry.author for entry in commit.commit.entries}))
+    authors = {entry.author for entry in commit.commit.entries}
+    listed = tuple(sorted(authors))
+    left_out = tuple(peer for peer in old.roster if peer not in authors)
     return RoundCommitted(
         version=reached.chain.version,
         head=reached.chain.head,
@@ -118,11 +120,13 @@ def committed(commit: Commit, old: ChainState, reached: HeadReached, duration_s:
         tokens_in_all=reached.chain.tokens,
         leader=leader_of(commit.view, old.roster) or min(listed),
         view=commit.view,
-        listed=listed,
-        left_out=tuple(peer for peer in old.roster if peer not in listed),
+        listed=listed[:MAX_LISTED_NAMED],
+        left_out=left_out[:MAX_LEFT_OUT_NAMED],
         minority=commit.commit.minority,
         duration_s=duration_s,
         reason=commit.reason,
+        more_listed=len(listed[MAX_LISTED_NAMED:]),
+        more_left_out=len(left_out[MAX_LEFT_OUT_NAMED:]),
     )
 
 

@@ -2,7 +2,7 @@
 
 from __future__ import annotations
 
-from collections.abc import Iterable
+from collections.abc import Iterable, Iterator
 from dataclasses import dataclass, field
 from typing import Final
 
@@ -40,6 +40,7 @@ class Docket:
     def __init__(self) -> None:
         self._waiting: dict[Digest, Waiting] = {}
         self._numbers: set[tuple[PeerId, int]] = set()
+        self._opened: dict[bytes, Contribution] = {}
         self._in_order: tuple[Waiting, ...] | None = None
 
     def announce(self, contribution: Contribution, sealed: bytes, chain: ChainState) -> Waiting | None:
@@ -54,6 +55,7 @@ class Docket:
         waiting = Waiting(contribution, sealed, {contribution.author})
         self._waiting[contribution.root] = waiting
         self._numbers.add(number)
+        self._opened[sealed] = contribution
         self._in_order = None
         return waiting
 
@@ -66,6 +68,14 @@ class Docket:
     def get(self, root: Digest) -> Waiting | None:
         return self._waiting.get(root)
 
+    def opened(self, sealed: bytes) -> Contribution | None:
+        """The contribution on the docket that these signed bytes are; who signed them was looked at when they came."""
+        return self._opened.get(sealed)
+
+    def roots(self) -> Iterator[Digest]:
+        """In the order in which they were announced."""
+        return iter(self._waiting)
+
     def waiting(self) -> tuple[Waiting, ...]:
         """All, by author and number."""
         if self._in_order is None:
@@ -77,6 +87,7 @@ class Docket:
         """Drops what this chain lists or can never list."""
         self._waiting = {root: one for root, one in self._waiting.items() if may_be_listed(one.contribution, chain)}
         self._numbers = {(one.contribution.author, one.contribution.seq) for one in self._waiting.values()}
+        self._opened = {one.sealed: one.contribution for one in self._waiting.values()}
         self._in_order = None
 
 

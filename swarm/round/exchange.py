@@ -6,7 +6,7 @@ from swarm.chain import ChainState
 from swarm.digest import Digest
 from swarm.identity import PeerId
 from swarm.messages import Contribution
-from swarm.round.commits import Listed
+from swarm.round.commits import Listed, OpenSealed
 from swarm.round.docket import Docket, may_be_listed
 from swarm.round.facts import Fetch
 from swarm.round.own import HeldBlobs, OwnContributions
@@ -27,8 +27,13 @@ class Exchange:
         """Whether a blob is here whole."""
         return root in self._held
 
-    def newest_held(self, count: int) -> tuple[Digest, ...]:
-        return self._held.newest(count)
+    def opener(self, open_sealed: OpenSealed) -> OpenSealed:
+        """`open_sealed`, but for what it has opened already: a commit names again what everybody was told before."""
+        return lambda sealed: self.docket.opened(sealed) or open_sealed(sealed)
+
+    def held_waiting(self, count: int) -> tuple[Digest, ...]:
+        """The blobs held here whose contributions wait for a commit; of more than `count` the newest."""
+        return tuple(root for root in self.docket.roots() if root in self._held)[-count:]
 
     def pending(self) -> tuple[tuple[Contribution, bytes], ...]:
         """Our own contributions that no commit has listed, oldest first."""

@@ -5,23 +5,28 @@ Lives inside `Participant` of whoever is the rightful leader of its view, and is
 
 from __future__ import annotations
 
+import math
 from collections.abc import Callable, Iterable, Iterator
-from dataclasses import dataclass
+from dataclasses import dataclass, field
 from typing import Final
 
 from swarm.chain import ChainState, CommitList
 from swarm.digest import Digest
 from swarm.identity import PeerId
-from swarm.messages import Commit, CutHint, Holders, LeaderBrief, PeerStatus, RoundOpened
-from swarm.round.choose import Deadlines, LostHead, RoundView, choose_hint, choose_list, choose_merge
-from swarm.round.docket import Docket
+from swarm.messages import Activity, Commit, CutHint, Holders, LeaderBrief, PeerStatus, RoundOpened
+from swarm.round.choose import Deadlines, LostHead, RoundView, choose_hint, choose_list, choose_merge, witnesses
+from swarm.round.docket import Docket, Waiting
+from swarm.round.looks import PROMPT_PEERS
 from swarm.round.merges import Offered
 from swarm.round.roll import Heard
 from swarm.round.turn import Turn
 
 OPENING_HEARTBEATS: Final = 3  # without a roster a leader waits so long for others who start at the same time
 
-_MAX_HOLDERS_NAMED = 16  # per entry of a commit: more sources than anyone fetches from at once
+MAX_REPEATS: Final = 8  # contributions that an answer to a heartbeat names again
+_MAX_HOLDERS_NAMED: Final = 16  # per entry of a commit: more sources than anyone fetches from at once
+_MIN_HOLDERS_NAMED: Final = 4  # of an entry of a long list
+_HOLDERS_IN_ALL: Final = 256  # of all entries, while each has the least
 
 
 @dataclass(slots=True)
@@ -35,13 +40,16 @@ class Leading:
     issued: Commit | None = None
     reason: str = "the round has just begun"
     has_skipped: bool = False
+    asked: tuple[PeerId, ...] | None = None  # in a group larger than a list: who is to cut
+    passed_over: frozenset[PeerId] = frozenset()  # who was asked in vain
+    seen_s: dict[Digest, float] = field(default_factory=dict)  # since when each contribution and the commit are known
 
     def hint(self, round_view: RoundView, deadlines: Deadlines, now_s: float) -> CutHint | None:
         """A cut hint to send now, at most once."""
         reason = choose_hint(round_view, deadlines)
         if reason is None or self.issued is not None:
             return None
-        self.hinted_s = now_s
+        self.hinted_s, self.asked = now_s, round_view.turns
         return CutHint(self.view, self.head, reason)
 
     def commit(self, round_view: RoundView, deadlines: Deadlines, docket: Docket) -> Commit | None:
@@ -57,7 +65,7 @@ class Leading:
             parent=self.head,
             commit=chosen,
             announcements=tuple(one.sealed for one in listed if one is not None),
-            holders=tuple(_holders(one.holders) for one in listed if one),
+            holders=tuple(_holders(one.holders, place, len(listed)) for place, one in enumerate(listed) if one),
             reason=self.reason,
             evidence=_evidence(chosen, round_view),
         )
@@ -69,7 +77,7 @@ class Leading:
         if chosen is None:
             return None
         self.reason = f"merges the branch {offered.merge.left} of {offered.merge.tokens} tokens"
-        holders = _holders({*offered.holders, round_view.me})
+        holders = _holders({*offered.holders, round_view.me}, 0, 1)
         evidence = _evidence(chosen, round_view)
         self.issued = Commit(self.view, self.head, chosen, (), (holders,), self.reason, evidence)
         return self.issued
@@ -82,6 +90,13 @@ class Leading:
         self.has_skipped = True
         return True
 
+    def asks_others(self, round_view: RoundView, deadlines: Deadlines) -> None:
+        """In a group larger than a list: those who were asked have brought nothing in their time, so others are."""
+        over = round_view.since_hint_s is not None and round_view.since_hint_s >= deadlines.exchange_s
+        if self.asked is not None and self.issued is None and over:
+            self.passed_over |= frozenset(self.asked)
+            self.asked = self.hinted_s = None
+
     def opens(self, here: tuple[PeerId, ...], min_peers: int, heartbeat_s: float, now_s: float) -> bool:
         """Without a roster: whether those here start now; otherwise `reason` says what is missing."""
         if len(here) < min_peers:
@@ -92,16 +107,34 @@ class Leading:
             return False
         return True
 
-    def repeats(self, status: PeerStatus, docket: Docket) -> Iterator[tuple[object, bytes | None]]:
-        """What an earlier message did not bring to the sender of this status, each with its seal if another signed it."""
+    def see(self, waiting: Iterable[Waiting], now_s: float) -> None:
+        """Notes what is known by now."""
+        for one in waiting:
+            self.seen_s.setdefault(one.contribution.root, now_s)
         if self.issued is not None:
-            yield self.issued, None
+            self.seen_s.setdefault(self.head, now_s)
+
+    def repeats(
+        self, status: PeerStatus, docket: Docket, known_s: float = math.inf
+    ) -> Iterator[tuple[object, bytes | None]]:
+        """What an earlier message did not bring to the sender of this status, each with its seal if another signed it; of
+        what has been known since `known_s`."""
+        if self.issued is not None:
+            if self.seen_s.get(self.head, known_s) <= known_s:
+                yield self.issued, None
             return
-        if self.hinted_s is not None and status.pending is None:
+        is_asked = self.asked is None or status.peer in self.asked
+        if self.hinted_s is not None and status.pending is None and is_asked:
             yield CutHint(self.view, self.head, "the hint again"), None
-        for one in docket.waiting():
-            if one.contribution.root not in status.holding:
-                yield one.contribution, one.sealed
+        held = frozenset(status.holding)
+        missing = [
+            one
+            for one in docket.waiting()
+            if one.contribution.root not in held and self.seen_s.get(one.contribution.root, known_s) <= known_s
+        ]
+        first = status.beat * MAX_REPEATS % max(1, len(missing))  # each in its turn
+        for one in (missing[first:] + missing[:first])[:MAX_REPEATS] if len(missing) > MAX_REPEATS else missing:
+            yield one.contribution, one.sealed
 
 
 def lost_by(
@@ -118,20 +151,44 @@ def lost_by(
     )
 
 
-def _holders(peers: Iterable[PeerId]) -> Holders:
-    return Holders(tuple(sorted(peers))[:_MAX_HOLDERS_NAMED])
+def _holders(peers: Iterable[PeerId], place: int, num_entries: int) -> Holders:
+    """Who is named as a holder of an entry: all, or some of them in a long list, others for each place in it."""
+    most = min(_MAX_HOLDERS_NAMED, max(_MIN_HOLDERS_NAMED, _HOLDERS_IN_ALL // num_entries))
+    inside = sorted(peers, key=lambda peer: peer.raw)
+    if len(inside) > most and num_entries > 1:
+        first = place * most % len(inside)
+        inside = sorted((inside[first:] + inside[:first])[:most], key=lambda peer: peer.raw)
+    return Holders(tuple(inside[:most]))
 
 
 def _evidence(chosen: CommitList, round_view: RoundView) -> tuple[bytes, ...]:
     """The statuses that say that the barred heads are lost."""
-    said = [lost.reports for lost in round_view.lost if lost.head in chosen.barred]
-    return tuple(dict.fromkeys(sealed for reports in said for _, sealed in reports))
+    said = [witnesses(lost, round_view.chain.roster) for lost in round_view.lost if lost.head in chosen.barred]
+    return tuple(dict.fromkeys(sealed for one in said for sealed in one))
 
 
-def brief(turn: Turn, state_digest: Digest, leading: Leading | None) -> Iterator[object]:
-    """What a leader answers to any heartbeat at its head."""
-    reason = leading.reason if leading else "the leader has just taken over"
-    chain = turn.chain
-    yield LeaderBrief(turn.view, chain.version, chain.head, chain.tokens, state_digest, reason[:400])
-    if not turn.roster and turn.opened:
-        yield RoundOpened(turn.view, chain.head, turn.opened)
+class Briefs:
+    """What a leader answers to any heartbeat at its head: the same message to all, for as long as it says the same."""
+
+    def __init__(self) -> None:
+        self._last: LeaderBrief | None = None
+        self._opened: RoundOpened | None = None
+
+    def of(
+        self, status: PeerStatus, turn: Turn, state_digest: Digest, leading: Leading | None
+    ) -> Iterator[LeaderBrief | RoundOpened]:
+        """The answer to this status."""
+        reason = leading.reason if leading else "the leader has just taken over"
+        chain = turn.chain
+        brief = LeaderBrief(turn.view, chain.version, chain.head, chain.tokens, state_digest, reason[:400])
+        if brief != self._last:
+            self._last = brief
+        yield self._last or brief
+        if turn.roster or not turn.opened:
+            return
+        if len(turn.opened) > PROMPT_PEERS and status.activity is not Activity.WAITING:
+            return  # it knows that it has begun; the names of thousands are long
+        opened = RoundOpened(turn.view, chain.head, turn.opened)
+        if opened != self._opened:
+            self._opened = opened
+        yield self._opened or opened

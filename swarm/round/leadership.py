@@ -14,12 +14,16 @@ from swarm.events import RoundSkipped
 from swarm.identity import PeerId
 from swarm.messages import Activity, Commit, RoundOpened
 from swarm.round.choose import Deadlines, RoundView
+from swarm.round.docket import Waiting
 from swarm.round.exchange import Exchange
-from swarm.round.facts import Fetch, Received
+from swarm.round.facts import Fetch, Figures, Received
 from swarm.round.leader import Leading, lost_by
+from swarm.round.looks import Looks
 from swarm.round.merges import Merges
 from swarm.round.outbox import Outbox
 from swarm.round.passage import Passage
+from swarm.round.relay import sent_by_leader
+from swarm.round.rotation import Work, next_to_cut
 from swarm.round.turn import Turn
 
 GATHERING_BEATS: Final = 2  # heartbeats in which the peers of a branch bring their last heads to be merged
@@ -47,6 +51,7 @@ class Leadership:
         self._deadlines = deadlines
         self._own_report = own_report
         self._last: Leading | None = None
+        self._looks = Looks()
 
     @property
     def now(self) -> Leading | None:
@@ -59,28 +64,36 @@ class Leadership:
         self._last = None
         self.merges.clear()
 
-    def lead(self, own_tokens: int, now_s: float) -> str | None:
+    def lead(self, own: Figures, now_s: float) -> str | None:
         """Whatever a leader should do now; returns the reason for which we ourselves should cut, or None."""
         turn, passage, out = self._seat.turn, self._seat.passage, self._seat.out
-        leading = self._last = self.now or Leading(turn.view, turn.chain.head, began_s=now_s)
+        leading = self.now
+        if leading is None:
+            leading = self._last = Leading(turn.view, turn.chain.head, began_s=now_s)
+            self._looks.reset()
         if passage.knows_better:
             return None  # a better head is on its way: what we issued here would only be undone
         if not turn.members and not self._open_round(leading, now_s):
             return None
-        view = self._round_view(leading, own_tokens, now_s)
+        if not self._looks.is_due(len(turn.members), now_s):
+            return None
+        view = self._round_view(leading, own, now_s)
         hint = leading.hint(view, self._deadlines, now_s)
-        for peer in view.present if hint is not None else ():
+        for peer in (view.present if view.turns is None else view.turns) if hint is not None else ():
             out.send(peer, hint)
         commit = self._merging_commit(leading, view, now_s)
         commit = commit or leading.commit(view, self._deadlines, self._seat.exchange.docket)
         if leading.skips(view, self._deadlines):
             out.happened(RoundSkipped(turn.chain.version, leading.reason[:400]))
         if commit is not None:
-            for peer in sorted({*view.present, *turn.members}):
+            for peer in sent_by_leader(commit, turn.presence.me, (*view.present, *turn.members)):
                 out.send(peer, commit)
             passage.receive(Received(turn.presence.me, commit), now_s)
             passage.go_on(now_s)
-        return None if hint is None else hint.reason
+        leading.see(view.waiting, now_s)
+        leading.asks_others(view, self._deadlines)
+        is_asked = hint is not None and (view.turns is None or turn.presence.me in view.turns)
+        return hint.reason if hint is not None and is_asked else None
 
     def _merging_commit(self, leading: Leading, view: RoundView, now_s: float) -> Commit | None:
         """The commit that merges a branch offered to us, once its blob is here."""
@@ -101,14 +114,25 @@ class Leadership:
             out.send(peer, RoundOpened(turn.view, turn.chain.head, here))
         return True
 
-    def _round_view(self, leading: Leading, own_tokens: int, now_s: float) -> RoundView:
+    def _round_view(self, leading: Leading, own: Figures, now_s: float) -> RoundView:
         turn = self._seat.turn
         chain, members, presence = turn.chain, turn.members, turn.presence
         idle = (Activity.SYNCING, Activity.LEAVING)
         present = {status.peer: status for status in turn.at_head() if status.activity not in idle}
         awaited = tuple(peer for peer in members if presence.is_awaited(peer, now_s))
         waiting = self._seat.exchange.docket.waiting()
-        working = own_tokens + sum(present[peer].tokens_since_cut for peer in awaited if peer in present)
+        done = [Work(presence.me, own.tokens_since_cut, own.steps_since_cut)]
+        done += [
+            Work(peer, present[peer].tokens_since_cut, present[peer].steps_since_cut)
+            for peer in awaited
+            if peer in present
+        ]
+        turns, are_ready = leading.asked, False
+        if len(members) > self._deadlines.max_listed:
+            done = self._next_to_cut(done, waiting, leading)
+            turns = turns or tuple(one.peer for one in done)
+            steps, authors = self._deadlines.local_steps, {one.contribution.author for one in waiting}
+            are_ready = steps > 0 and all(one.steps >= steps or one.peer in authors for one in done)
         return RoundView(
             me=presence.me,
             chain=chain,
@@ -116,11 +140,21 @@ class Leadership:
             awaited=awaited,
             present=tuple(sorted({presence.me, *present})),
             waiting=waiting,
-            tokens=working + sum(one.contribution.tokens for one in waiting),
+            tokens=sum(one.tokens for one in done) + sum(one.contribution.tokens for one in waiting),
             since_head_s=now_s - presence.head_since_s,
             since_hint_s=None if leading.hinted_s is None else now_s - leading.hinted_s,
             since_majority_s=now_s - presence.majority_s,
             is_followed=turn.is_followed(),
             lease_tokens=self._config.lease_tokens,
             lost=lost_by(chain, presence.fresh(now_s), self._seat.passage.doubts.lost, self._own_report),
+            electorate=turn.electorate,
+            turns=turns,
+            are_ready=are_ready,
         )
+
+    def _next_to_cut(self, done: list[Work], waiting: tuple[Waiting, ...], leading: Leading) -> list[Work]:
+        """In a group larger than a list: whose turn it is."""
+        members = self._seat.turn.electorate
+        authors = {one.contribution.author for one in waiting}
+        inside = (one for one in done if one.peer in members)
+        return list(next_to_cut(inside, authors, leading.passed_over, self._deadlines.max_listed))

@@ -1,4 +1,4 @@
-"""How often something that looks at every peer may be done, so that its share of the time is the same for ten and for thousands."""
+"""How often something that looks at every peer may be done: its share of the time is the same for ten and for thousands."""
 
 from __future__ import annotations
 
@@ -10,16 +10,18 @@ LOOK_S: Final = 2e-4  # between two looks at more of them, for each: some 1 % of
 
 
 class Looks:
-    """Says when the next look is due. In a small group that is always."""
+    """Says when the next look is due. In a group of at most `prompt` that is always."""
 
-    def __init__(self) -> None:
+    def __init__(self, prompt: int = PROMPT_PEERS, each_s: float = LOOK_S) -> None:
+        self._prompt = prompt
+        self._each_s = each_s
         self._due_s = -math.inf
 
     def is_due(self, num_peers: int, now_s: float) -> bool:
         """Whether to look at so many peers now; if so, the next look is due when it has earned its cost."""
-        if now_s < self._due_s and num_peers > PROMPT_PEERS:
+        if now_s < self._due_s and num_peers > self._prompt:
             return False
-        self._due_s = now_s + num_peers * LOOK_S
+        self._due_s = now_s + num_peers * self._each_s
         return True
 
     def reset(self) -> None:

@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import math
 from dataclasses import dataclass
 from typing import Final
 
@@ -9,7 +10,14 @@ from swarm.chain import MAX_AGE_VERSIONS, ChainState
 from swarm.digest import Digest
 from swarm.identity import PeerId
 from swarm.messages import MAX_HELD, Activity, Contribution, PeerStatus
+from swarm.round.docket import MAX_WAITING
 from swarm.round.facts import Figures
+from swarm.round.looks import PROMPT_PEERS
+
+MAX_HELD_BLOBS: Final = 2 * MAX_WAITING  # remembered: of one commit and of what waits behind it
+HOLDING_PAUSE_S: Final = (
+    2e-3  # between two messages of one member that say what it holds, for each member of a large group
+)
 
 _BEATS_PER_INCARNATION: Final = 1 << 32  # a restart's first beat is above any beat of the life before
 
@@ -55,14 +63,35 @@ class HeldBlobs:
 
     def add(self, root: Digest) -> None:
         self._roots[root] = None
-        while len(self._roots) > MAX_HELD:
+        while len(self._roots) > MAX_HELD_BLOBS:
             del self._roots[next(iter(self._roots))]
 
     def __contains__(self, root: Digest) -> bool:
         return root in self._roots
 
-    def newest(self, count: int) -> tuple[Digest, ...]:
-        return tuple(self._roots)[-count:]
+
+class HoldingNews:
+    """Blobs that came since the leader was told last. In a small group it is told at once; in a large one every member tells
+    of several at a time, so that the leader hears no more of them in a second than in a group of five hundred."""
+
+    def __init__(self) -> None:
+        self._roots: list[Digest] = []
+        self._due_s = -math.inf
+
+    def add(self, root: Digest) -> None:
+        self._roots.append(root)
+
+    def due(self, num_members: int, now_s: float) -> tuple[Digest, ...]:
+        """What to tell now, at most MAX_HELD."""
+        if not self._roots or (now_s < self._due_s and num_members > PROMPT_PEERS):
+            return ()
+        self._due_s = now_s + num_members * HOLDING_PAUSE_S
+        told, self._roots = tuple(self._roots[:MAX_HELD]), self._roots[MAX_HELD:]
+        return told
+
+    def clear(self) -> None:
+        """A new head: our status names what still waits."""
+        self._roots.clear()
 
 
 @dataclass(slots=True)

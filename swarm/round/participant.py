@@ -11,6 +11,7 @@ what follows. The chain changes by `HeadReached` alone, after a commit or after 
 
 from __future__ import annotations
 
+import math
 from typing import Final
 
 from swarm.chain import ChainState
@@ -33,6 +34,7 @@ from swarm.messages import (
     PeerStatus,
     RoundOpened,
 )
+from swarm.round import listeners
 from swarm.round.choose import Deadlines
 from swarm.round.commits import Seals, moved_by, open_as
 from swarm.round.exchange import Exchange
@@ -52,20 +54,20 @@ from swarm.round.facts import (
     Tick,
     Unreached,
 )
-from swarm.round.leader import brief
+from swarm.round.leader import Briefs
 from swarm.round.leadership import Leadership, Seat
+from swarm.round.looks import PROMPT_PEERS
 from swarm.round.outbox import Outbox
-from swarm.round.own import Self, Standing, make_status
+from swarm.round.own import HoldingNews, Self, Standing, make_status
 from swarm.round.passage import Passage
 from swarm.round.presence import Presence, key_of
 from swarm.round.turn import Turn
 
 MIN_ISOLATION_S: Final = 30.0  # an outage of a minute must make no fork: members go on training without commits
 ISOLATION_DEADLINES: Final = 3  # round deadlines without a majority before whoever is left commits alone
-PROBE_BEATS: Final = 4  # heartbeats between two words of a leader to those it lost sight of
-PROBED: Final = 8  # of them, at a time: a swarm that was split meets again by these
-MISSED_BEATS: Final = 2  # heartbeats that a leader waits before it asks a member where it is
-HOLDING_NAMED: Final = 64  # blobs that a status names: all of the last rounds of a group of 16
+HOLDING_NAMED: Final = 64  # blobs that a status names, of those that wait for a commit
+REPEATED_BEATS: Final = 2  # heartbeats after which a large group is told again what was known so long ago
+MAX_TOLD: Final = 16  # peers behind us that a member, not a leader, answers between two of its heartbeats
 
 
 class Participant:
@@ -91,16 +93,22 @@ class Participant:
             train_s=self._round.train_deadline_s,
             exchange_s=self._round.exchange_deadline_s,
             isolation_s=max(MIN_ISOLATION_S, ISOLATION_DEADLINES * self._round.exchange_deadline_s),
+            max_listed=self._round.max_listed,
+            local_steps=self._round.local_steps,
         )
         self._seals = seals
         self.presence = Presence(me.peer, self._round.leader_timeout_s)
         self._turn = Turn(chain, self.presence, view, self._deadlines.isolation_s, self._round.leader_timeout_s)
         self._exchange = Exchange(me.peer, self._round.heartbeat_s)
         self._out = Outbox(me.peer)
-        self._passage = Passage(self._turn, self._exchange, self._out, self._round, seals.open_sealed)
+        opener = self._exchange.opener(seals.open_sealed)
+        self._passage = Passage(self._turn, self._exchange, self._out, self._round, opener)
         seat = Seat(self._turn, self._exchange, self._passage, self._out)
         self._leadership = Leadership(seat, config, self._deadlines, self._own_report)
         self._brief: LeaderBrief | None = None
+        self._briefs = Briefs()
+        self._told = 0  # of those behind us, since our last heartbeat
+        self._holding = HoldingNews()
         self._beats = 0
         self._beat_due_s = 0.0
         self._beaten_view = view
@@ -184,10 +192,22 @@ class Participant:
             state_digest=self.state_digest,
             waits_for=self.waits_for,
             pending=pending[0][1] if pending else None,
-            holding=self._exchange.newest_held(HOLDING_NAMED),
+            holding=self._exchange.held_waiting(HOLDING_NAMED),
             lost=self._passage.doubts.lost,
         )
         return make_status(self.me, self._beats, standing, self.figures)
+
+    def looks_for_peers(self) -> bool:
+        """Whether we have heard lately of so few that all of the noticeboard is worth a look."""
+        return listeners.are_few(self._turn)
+
+    def acquaintances(self) -> tuple[PeerId, ...]:
+        """Whom to tell that we are here."""
+        return listeners.of_newcomer(self._turn)
+
+    def farewells(self) -> tuple[PeerId, ...]:
+        """Whom to tell that we leave."""
+        return listeners.of_goodbye(self._turn)
 
     # ---------------------------------------------------------------- the door
 
@@ -275,7 +295,7 @@ class Participant:
             return
         if self.presence.hear(status, sealed, self._now_s):
             self._out.happened(PeerJoined(status.peer, status.name))
-        if status.pending is not None:
+        if status.pending is not None and self._exchange.docket.opened(status.pending) is None:
             try:
                 pending = open_as(Contribution, status.pending, self._seals.open_sealed)
                 self._out.add(*self._exchange.announced(pending, status.pending, self.chain))
@@ -284,11 +304,17 @@ class Participant:
         self._exchange.docket.hold(status.peer, status.holding)
         self._turn.follow_others(self._out)
         if key_of(status) < self.chain.key or (status.head == self.chain.head and status.view < self.view):
-            self._out.send(status.peer, self.status())  # it is behind: let it see by how much
+            self._tell(status.peer)
         if status.head in self.chain.barred:
             self._out.send(status.peer, HeadBarred(status.head))
         if self.is_leader and status.head == self.chain.head:
             self._answer_heartbeat(status)
+
+    def _tell(self, peer: PeerId) -> None:
+        """It is behind: let it see by how much. The noticeboard of a large swarm is full of such: a few are enough."""
+        self._told += 1
+        if self.is_leader or self._told <= MAX_TOLD:
+            self._out.send(peer, self.status())
 
     def _answer_heartbeat(self, status: PeerStatus) -> None:
         """The brief, and whatever of this round an earlier message did not bring there."""
@@ -296,9 +322,11 @@ class Participant:
         if better is not None:  # all of our branch are to learn of it
             self._out.send(status.peer, better.status, better.sealed)
         leading = self._leadership.now
-        for message in brief(self._turn, self.state_digest, leading):
-            self._out.send(status.peer, message)
-        for message, sealed in leading.repeats(status, self._exchange.docket) if leading else ():
+        for said in self._briefs.of(status, self._turn, self.state_digest, leading):
+            self._out.send(status.peer, said)
+        is_large = len(self.members) > PROMPT_PEERS  # there most of it is only on its way
+        known_s = self._now_s - REPEATED_BEATS * self._round.heartbeat_s if is_large else math.inf
+        for message, sealed in leading.repeats(status, self._exchange.docket, known_s) if leading else ():
             self._out.send(status.peer, message, sealed)
 
     def _hear_brief(self, sender: PeerId, heard: LeaderBrief) -> None:
@@ -330,7 +358,7 @@ class Participant:
 
     def _blob_stored(self, root: Digest) -> None:
         self._exchange.stored(root)
-        self._out.send(self.leader, Holding(self.chain.head, (root,)))
+        self._holding.add(root)
 
     # ---------------------------------------------------------------- commits and heads
 
@@ -339,6 +367,7 @@ class Participant:
         commit = self._passage.end(reached.chain)
         self.state_digest = reached.state_digest
         self._brief = None
+        self._holding.clear()
         self._leadership.reset()
         self._beat_due_s = self._now_s
         self._turn.move(reached.chain, None if commit is None else commit.view)
@@ -358,40 +387,25 @@ class Participant:
         self._passage.go_on(self._now_s)
         self._passage.look_ahead(self._now_s)
         self._passage.tend_merge(self._deadlines.isolation_s, self._now_s)
+        roots = self._holding.due(len(self.members), self._now_s)
+        if roots:
+            self._out.send(self.leader, Holding(self.chain.head, roots))
         if not self._passage.is_under_way:
             self._turn.pass_on(self._out)
         if self.is_leader and not self.syncing:
-            hinted = self._leadership.lead(self.figures.tokens_since_cut, self._now_s)
+            hinted = self._leadership.lead(self.figures, self._now_s)
             if hinted is not None:
                 self._request_cut(hinted)
         if self._now_s >= self._beat_due_s or self.view != self._beaten_view:
             self._beaten_view = self.view
             self._beat_due_s = self._now_s + self._round.heartbeat_s
+            self._told = 0
             self._beat()
 
     def _beat(self) -> None:
-        """Tells the leader of us. A leader tells members who do not beat, in case they follow another or are elsewhere;
-        where there is no roster, everyone must know everyone who starts."""
         status = self.status()
-        if not self._turn.roster:
-            listeners = [heard.status.peer for heard in self.presence.roll.all() if not heard.left]
-        elif self.is_leader:
-            lately = self.presence.roll.lately(self._now_s, MISSED_BEATS * self._round.heartbeat_s)
-            heard = {one.status.peer for one in lately}
-            listeners = [peer for peer in self.members if peer not in heard and not self.presence.has_left(peer)]
-            if self._beats % PROBE_BEATS == 0:
-                listeners += self._lost_from_sight()
-        else:
-            listeners = [self.leader]
-        for peer in listeners:
+        for peer in listeners.of_heartbeat(self._turn, self._beats, self._round.heartbeat_s):
             self._out.send(peer, status)
-
-    def _lost_from_sight(self) -> list[PeerId]:
-        """Some of those who are silent, not members and have not said goodbye: a few each time, all in turn."""
-        fresh = {heard.status.peer for heard in self.presence.fresh(self._now_s)} | self._turn.electorate
-        silent = [one.status.peer for one in self.presence.roll.all() if not one.left and one.status.peer not in fresh]
-        first = self._beats // PROBE_BEATS * PROBED % max(1, len(silent))
-        return (silent[first:] + silent[:first])[:PROBED]
 
     # ---------------------------------------------------------------- small change
 

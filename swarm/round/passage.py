@@ -25,6 +25,7 @@ from swarm.round.doubts import Doubts
 from swarm.round.exchange import Exchange
 from swarm.round.facts import CatchUp, Fetch, MoveTo, Received
 from swarm.round.outbox import Outbox
+from swarm.round.relay import passed_on_by
 from swarm.round.turn import Turn
 
 MISSED_COMMIT_HEARTBEATS: Final = 2  # how long a newer head elsewhere may be on its way before we go and get it
@@ -97,6 +98,8 @@ class Passage:
             self._out.happened(PeerMisbehaved(received.sender, f"its commit: {error}"[:400]))
             return
         self.commit, self._since_s = commit, now_s
+        for peer in passed_on_by(commit, received.sender, self._turn.presence.me) if received.sealed else ():
+            self._out.send(peer, commit, received.sealed)
         merge = commit.commit.merge
         if merge is not None and not self._exchange.holds(merge.root):
             self._out.add(Fetch(merge, tuple(dict.fromkeys((*commit.holders[0].peers, received.sender)))))

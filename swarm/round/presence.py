@@ -74,7 +74,7 @@ class Presence:
     def lowest_at_head(self, chain: ChainState, now_s: float) -> PeerId:
         """The lowest id among those heard lately who stand at our head, and ours."""
         self._sort(chain)
-        lowest = self._lowest and self._at_head.get(self._lowest)
+        lowest = None if self._lowest is None else self._at_head.get(self._lowest)
         if lowest is None or now_s - lowest.at_s > self._silence_s:
             here = self.at_head(chain, now_s)
             self._lowest = here[0].peer if here else None
@@ -83,6 +83,8 @@ class Presence:
     def ahead_of(self, chain: ChainState, now_s: float) -> tuple[PeerStatus, ...]:
         """The statuses of those heard lately whose head ranks above ours, best first."""
         self._sort(chain)
+        if not self._ahead:
+            return ()
         for peer in [peer for peer, heard in self._ahead.items() if now_s - heard.at_s > self._silence_s]:
             del self._ahead[peer]
         ahead = sorted(self._ahead.values(), key=lambda heard: heard.status.peer.raw)
@@ -98,7 +100,7 @@ class Presence:
         if self._sorted_at is None or self._sorted_at.head != chain.head:
             self._sorted_at = chain
             self._at_head, self._ahead, self._lowest = {}, {}, None
-            for heard in self.roll.all():
+            for heard in self.roll.lately(math.inf, math.inf):
                 self._note(heard.status.peer)
 
     def _note(self, peer: PeerId) -> None:
@@ -122,9 +124,12 @@ class Presence:
     def is_live(self, peer: PeerId, now_s: float) -> bool:
         """Whether a peer has not been silent for too long, nor left; we are always live."""
         heard = self.roll.get(peer)
-        heard_s = heard.at_s if heard else -math.inf
-        last_s = heard_s if peer in self._given_up else max(heard_s, self._listens_since_s)
-        return peer == self.me or (not self.has_left(peer) and now_s - last_s <= self._silence_s)
+        if heard is not None and now_s - heard.at_s <= self._silence_s:
+            return not heard.left or peer == self.me
+        if heard is not None and heard.left:
+            return peer == self.me
+        listens = now_s - self._listens_since_s <= self._silence_s and peer not in self._given_up
+        return listens or peer == self.me
 
     def is_awaited(self, peer: PeerId, now_s: float) -> bool:
         """Whether a round should wait for a member: live, and not on its way out or behind."""

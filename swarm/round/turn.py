@@ -16,6 +16,7 @@ from swarm.round.looks import Looks
 from swarm.round.outbox import Outbox
 from swarm.round.presence import Presence
 
+ROLL_CALL_S: Final = 1e-3  # between two looks at who of the roster is here, for each: what matters is half a minute
 MAX_VIEW: Final = 1 << 62  # counting on from here stays within a message's field; no honest swarm comes near
 
 
@@ -74,7 +75,8 @@ class Turn:
         self._isolation_s = isolation_s
         self._silence_s = silence_s
         self._now_s = 0.0
-        self._roll_call, self._search = Looks(), Looks()
+        self._roll_call = Looks(0, ROLL_CALL_S)
+        self._search = Looks()
         self._electorate: tuple[tuple[PeerId, ...], frozenset[PeerId]] = ((), frozenset())
 
     # ---------------------------------------------------------------- reading

@@ -18,6 +18,7 @@ from swarm import wire
 from swarm.chain import (
     MAX_BARRED,
     MAX_HOLES,
+    MAX_NUMBER,
     MAX_ROSTER,
     ChainState,
     CommitList,
@@ -158,13 +159,15 @@ def test_a_state_stays_small_enough_for_a_message() -> None:
     many = tuple(PeerId(number.to_bytes(32, "big")) for number in range(1, MAX_ROSTER + 1))
     state = apply(START, _list(_entry(many[0], 1), admitted=many[1:]), LEASE)
     for begin in range(0, MAX_ROSTER, 1024):  # every member lists a number, each with as many holes as there can be
-        state = apply(state, _list(*(_entry(one, 10**6) for one in many[begin : begin + 1024])), LEASE)
-    assert from_value(ChainState, wire.decode(wire.encode(to_value(state)))) == state
+        state = apply(state, _list(*(_entry(one, MAX_NUMBER - 1) for one in many[begin : begin + 1024])), LEASE)
+    assert from_value(ChainState, wire.decode(wire.encode(to_value(state)))) == state  # held to a frame
+    with pytest.raises(InvalidList, match="at most 4294967295"):
+        apply(state, _list(_entry(many[0], MAX_NUMBER + 1)), LEASE)
     stranger = PeerId(b"\xff" * 32)
     with pytest.raises(InvalidList, match="authors on one chain"):
         apply(state, _list(_entry(stranger, 1)), LEASE)
     with pytest.raises(InvalidList, match="a roster of"):
-        apply(state, _list(_entry(many[0], 2 * 10**6), admitted=(*many[1:], stranger)), LEASE)
+        apply(state, _list(_entry(many[0], MAX_NUMBER), admitted=(*many[1:], stranger)), LEASE)
 
 
 def test_roster_cursor_and_barred_heads() -> None:

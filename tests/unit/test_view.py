@@ -159,8 +159,8 @@ KEYS = """run at_unix_s version head tokens tokens_per_s heldout_loss heldout_ve
     peers rounds heldout events"""
 PEER_KEYS = """id name device activity live version head state_digest agrees tokens_per_s up_bytes down_bytes up_bytes_per_s
     down_bytes_per_s train_loss heldout_loss checkpoint_version seen_s_ago waits_for trouble num_bad addresses time"""
-ROUND_KEYS = """version head tokens tokens_in_all listed left_out duration_s minority leader reason state_digest num_tellers
-    digests_equal"""
+ROUND_KEYS = """version head tokens tokens_in_all listed left_out num_listed num_left_out duration_s minority leader
+    reason state_digest num_tellers digests_equal"""
 
 
 def test_the_keys_of_the_json_are_an_interface() -> None:

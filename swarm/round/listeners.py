@@ -1,0 +1,62 @@
+"""Who is told of us: by a heartbeat, when we come and when we go. In a large swarm a few are, who tell the others in time."""
+
+from __future__ import annotations
+
+import heapq
+import math
+from typing import Final
+
+from swarm.identity import PeerId
+from swarm.round.turn import Turn
+
+MAX_LISTENERS: Final = 64  # peers that one peer tells of itself at once, a leader aside
+ENOUGH_PEERS: Final = 64  # heard of lately: one key of the noticeboard is enough then, another one each time
+MISSED_BEATS: Final = 2  # heartbeats that a leader waits before it asks a member where it is
+PROBE_BEATS: Final = 4  # heartbeats between two words of a leader to those it lost sight of
+PROBED: Final = 8  # of them, at a time: a swarm that was split meets again by these
+_LATELY_S: Final = 60.0
+
+
+def of_heartbeat(turn: Turn, beats: int, heartbeat_s: float) -> tuple[PeerId, ...]:
+    """Members tell their leader. A leader tells members who do not beat, in case they follow another or are elsewhere.
+    Where there is no roster the lowest id leads, whoever that is: the lowest ones known are told."""
+    presence = turn.presence
+    if not turn.roster:
+        here = (heard.status.peer for heard in presence.roll.all() if not heard.left)
+        return tuple(heapq.nsmallest(MAX_LISTENERS, here, key=lambda peer: peer.raw))
+    if not turn.is_ours:
+        return (turn.leader,)
+    lately = {one.status.peer for one in presence.roll.lately(turn.now_s, MISSED_BEATS * heartbeat_s)}
+    silent = [peer for peer in turn.members if peer not in lately and not presence.has_left(peer)]
+    return (*silent, *(_lost_from_sight(turn, beats) if beats % PROBE_BEATS == 0 else ()))
+
+
+def _lost_from_sight(turn: Turn, beats: int) -> list[PeerId]:
+    """Some of those who are silent, not members and have not said goodbye: a few each time, all in turn."""
+    fresh = {heard.status.peer for heard in turn.presence.fresh(turn.now_s)} | turn.electorate
+    known = turn.presence.roll.all()
+    silent = [one.status.peer for one in known if not one.left and one.status.peer not in fresh]
+    first = beats // PROBE_BEATS * PROBED % max(1, len(silent))
+    return (silent[first:] + silent[:first])[:PROBED]
+
+
+def of_newcomer(turn: Turn) -> tuple[PeerId, ...]:
+    """Those at the best heads heard of: they know the way."""
+    known = [heard.status for heard in turn.presence.roll.all()]
+    best = heapq.nlargest(MAX_LISTENERS, known, key=lambda status: (status.tokens, status.version, -status.beat))
+    return tuple(status.peer for status in best)
+
+
+def of_goodbye(turn: Turn) -> tuple[PeerId, ...]:
+    """Those who wait for us: a leader's members, a member's leader; and of the others those heard last."""
+    presence = turn.presence
+    lately = [heard.status.peer for heard in presence.roll.lately(turn.now_s, math.inf)][:MAX_LISTENERS]
+    waiting = turn.members if turn.is_ours else (turn.leader,)
+    told = dict.fromkeys((*waiting, *lately))
+    return tuple(peer for peer in told if peer != presence.me and not presence.has_left(peer))
+
+
+def are_few(turn: Turn) -> bool:
+    """Whether fewer than ENOUGH_PEERS were heard lately."""
+    lately = turn.presence.roll.lately(turn.now_s, _LATELY_S)
+    return sum(1 for _ in zip(range(ENOUGH_PEERS), lately, strict=False)) < ENOUGH_PEERS
