@@ -30,7 +30,8 @@ MAX_NUMBER: Final = (
 ) - 1  # of a contribution: so a state of MAX_ROSTER authors with all their holes fits a frame
 MAX_BARRED: Final = 64  # heads that lost their blobs; the newest are remembered
 MAX_RECENT: Final = 8  # heads before the present one that a chain remembers: a merge may start from them
-_FARTHEST: Final = 1 << 61  # of numbers and slots that a merge may bring: a chain has to be able to count on from there
+_FARTHEST_NUMBER: Final = MAX_NUMBER // 2  # that a merge may bring: its author has to be able to count on from there
+_FARTHEST_SLOT: Final = 1 << 61  # in the same way
 MAX_AGE_VERSIONS: Final = 2  # a contribution may be listed so many versions after the one it was cut at
 
 
@@ -226,9 +227,11 @@ def check_merge(state: ChainState, merge: Merge) -> None:
             not 0 < hole < numbers.highest for hole in numbers.holes
         ):
             raise InvalidList(f"the numbers of {numbers.author} in a merge have holes out of order or out of range")
-    farthest = max([merge.cursor, *(numbers.highest for numbers in merge.listed)])
-    if farthest > _FARTHEST:
-        raise InvalidList(f"a number or slot {farthest} in a merge, at most {_FARTHEST} are allowed")
+    highest = max((numbers.highest for numbers in merge.listed), default=0)
+    if highest > _FARTHEST_NUMBER or merge.cursor > _FARTHEST_SLOT:
+        raise InvalidList(
+            f"a merge with number {highest} and slot {merge.cursor}, at most {_FARTHEST_NUMBER} and {_FARTHEST_SLOT}"
+        )
     if sum(numbers.tokens for numbers in merge.listed) > merge.tokens or merge.tokens > state.tokens:
         raise InvalidList(
             f"a merge of a branch of {merge.tokens} tokens into one of {state.tokens}: the larger one stays"

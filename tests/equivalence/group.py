@@ -108,7 +108,9 @@ class Group:
 
     def split(self, *sides: Sequence[int]) -> None:
         """From now on members hear only those of their own side."""
-        self._sides = {self.places[number].keypair.peer_id: place for place, side in enumerate(sides) for number in side}
+        self._sides = {
+            self.places[number].keypair.peer_id: place for place, side in enumerate(sides) for number in side
+        }
 
     def heal(self) -> None:
         """Everyone can hear everyone again."""

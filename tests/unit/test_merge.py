@@ -18,6 +18,7 @@ from swarm.allreduce.merge import MERGE_BLOCK, after_merge, check_merge_blob, en
 from swarm.allreduce.shared import MAX_MAGNITUDE, RunMath, SharedState, genesis_state, snapshot
 from swarm.chain import (
     MAX_HOLES,
+    MAX_NUMBER,
     MAX_RECENT,
     MAX_ROSTER,
     ChainState,
@@ -234,7 +235,7 @@ def test_a_merge_may_come_a_few_commits_late() -> None:
         check_merge(ours.grow(PEERS[:3], 5).state, merge)
 
 
-FAR = 1 << 61
+FAR_NUMBER, FAR_SLOT = MAX_NUMBER // 2, 1 << 61
 BROKEN: dict[str, tuple[Any, str]] = {
     "an unknown base": (lambda merge: replace(merge, base=ZERO_DIGEST), "not a branch and a head of ours"),
     "our own head": (lambda merge: replace(merge, left=OURS.state.head), "not a branch and a head of ours"),
@@ -249,8 +250,8 @@ BROKEN: dict[str, tuple[Any, str]] = {
     "a larger branch": (lambda merge: replace(merge, tokens=OURS.state.tokens + 1), "the larger one stays"),
     "nothing new": (lambda merge: replace(merge, listed=FORK.state.listed), "all listed here"),
     "no numbers": (lambda merge: replace(merge, listed=()), "all listed here"),
-    "a cursor that leases cannot pass": (lambda merge: replace(merge, cursor=FAR + 1), "number or slot"),
-    "a number that cannot be counted on from": (lambda merge: _with(merge, highest=FAR + 1), "number or slot"),
+    "a cursor that leases cannot pass": (lambda merge: replace(merge, cursor=FAR_SLOT + 1), "at most"),
+    "a number that cannot be counted on from": (lambda merge: _with(merge, highest=FAR_NUMBER + 1), "at most"),
 }
 
 
@@ -276,10 +277,10 @@ def test_a_barred_branch_is_not_merged() -> None:
 
 
 def test_the_farthest_numbers_and_slots_leave_room_to_go_on() -> None:
-    merge = _with(OURS.merge_of(THEIRS, cursor=FAR), highest=FAR)
+    merge = _with(OURS.merge_of(THEIRS, cursor=FAR_SLOT), highest=FAR_NUMBER)
     state = apply(OURS.state, CommitList((), PEERS[:2], merge=merge), LEASE)
-    after = apply(state, CommitList((entry(PEERS[3], FAR + 1, 5),), PEERS[:2]), LEASE)
-    assert after.has_listed(PEERS[3], FAR + 1) and after.cursor == FAR + 2 * LEASE
+    after = apply(state, CommitList((entry(PEERS[3], FAR_NUMBER + 1, 5),), PEERS[:2]), LEASE)
+    assert after.has_listed(PEERS[3], FAR_NUMBER + 1) and after.cursor == FAR_SLOT + 2 * LEASE
 
 
 def test_a_chain_never_holds_more_than_a_message_can() -> None:
