@@ -49,7 +49,7 @@ _DEFAULT_MAX_LEN: Final = MaxLen(4096)  # for fields that state no limit
 
 def to_value(item: object) -> Any:
     """The wire value of a message or of one of its fields."""
-    kind = type(item)
+    kind: Any = type(item)
     if kind in _AS_IT_IS:
         return item
     if kind is tuple:
@@ -60,7 +60,8 @@ def to_value(item: object) -> Any:
 
 def from_value(kind: type[Message], value: Any) -> Message:
     """The message of type `kind` that a decoded wire value stands for; raises MalformedBytes naming the field."""
-    message: Message = _reader(kind, kind.__name__, ())(value)
+    wanted: Any = kind
+    message: Message = _reader(wanted, kind.__name__, ())(value)
     return message
 
 
@@ -69,7 +70,7 @@ _Reader = Callable[[Any], Any]
 
 
 @lru_cache(maxsize=256)
-def _writer(kind: type) -> Callable[[Any], Any]:
+def _writer(kind: Any) -> Callable[[Any], Any]:
     """What turns items of one type into values."""
     if issubclass(kind, Digest | PeerId):
         return attrgetter("raw")

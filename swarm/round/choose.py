@@ -38,6 +38,7 @@ class RoundView:
     since_head_s: float
     since_hint_s: float | None  # None: no cut hint has gone out
     since_majority_s: float  # since a majority of `members` was live
+    since_regained_s: float  # since when a majority has been live without a break
     is_followed: bool  # a majority of `members` has said that it is at this head in our view
     lease_tokens: int  # of one member and round
     lost: tuple[LostHead, ...] = ()  # reported by us, at this head
@@ -91,7 +92,9 @@ def choose_list(view: RoundView, deadlines: Deadlines) -> tuple[CommitList | Non
     due = view.due
     missing = [peer for peer in due if peer not in authors]
     tokens = sum(entry.tokens for entry in entries)
-    late = view.since_hint_s is not None and view.since_hint_s >= deadlines.exchange_s
+    # Who was cut off with us has the whole of the deadline again, from when it is back: it could not exchange before.
+    hinted_s = view.since_hint_s or 0.0
+    late = (hinted_s if isolated else min(hinted_s, view.since_regained_s)) >= deadlines.exchange_s
     if not entries:
         return None, _why_nothing(view, deadlines)
     if not (view.is_followed or isolated):

@@ -144,6 +144,7 @@ class Leadership:
             since_head_s=now_s - presence.head_since_s,
             since_hint_s=None if leading.hinted_s is None else now_s - leading.hinted_s,
             since_majority_s=now_s - presence.majority_s,
+            since_regained_s=now_s - presence.regained_s,
             is_followed=turn.is_followed(),
             lease_tokens=self._config.lease_tokens,
             lost=lost_by(chain, presence.fresh(now_s), self._seat.passage.doubts.lost, self._own_report),

@@ -22,6 +22,8 @@ class Presence:
         self.roll = Roll()
         self.head_since_s = 0.0
         self.majority_s = 0.0  # when a majority of the members was last here
+        self.regained_s = 0.0  # since when it has been, without a break
+        self._has_majority = True
         self.roster_s = 0.0  # when anyone of the roster was, ourselves among them if we are in it
         self._listens_since_s = 0.0
         self._given_up: set[PeerId] = (
@@ -138,11 +140,15 @@ class Presence:
         return peer == self.me or (busy and self.is_live(peer, now_s))
 
     def note_members(self, roster: tuple[PeerId, ...], members: tuple[PeerId, ...], now_s: float) -> None:
-        """Keeps `roster_s` and `majority_s` up to date."""
+        """Keeps `roster_s`, `majority_s` and `regained_s` up to date."""
         if any(self.is_live(peer, now_s) for peer in roster):
             self.roster_s = now_s
-        if not members or is_majority(sum(self.is_live(peer, now_s) for peer in members), len(members)):
+        has_majority = not members or is_majority(sum(self.is_live(peer, now_s) for peer in members), len(members))
+        if has_majority:
             self.majority_s = now_s
+        if has_majority and not self._has_majority:
+            self.regained_s = now_s
+        self._has_majority = has_majority
 
 
 def key_of(status: PeerStatus) -> tuple[int, int, bytes]:

@@ -99,6 +99,7 @@ def view_of(chain: ChainState, cut: tuple[PeerId, ...], held: tuple[PeerId, ...]
         since_head_s=1.0,
         since_hint_s=1.0,
         since_majority_s=0.0,
+        since_regained_s=100.0,
         is_followed=True,
         lease_tokens=1000,
         electorate=frozenset(PEERS),
