@@ -25,7 +25,7 @@ from peer.fetch import Fetcher
 from peer.node_parts import NodeParts
 from peer.serve import ROUND_PINS
 from swarm import events
-from swarm.chain import MAX_AGE_VERSIONS, ChainState, Merge
+from swarm.chain import ChainState, Merge
 from swarm.digest import Digest
 from swarm.errors import MalformedBytes, NetworkError, RemoteError, StateError, Unreachable
 from swarm.events import Event
@@ -53,6 +53,7 @@ from swarm.round.facts import (
     Tick,
     Unreached,
 )
+from swarm.round.own import HELD_VERSIONS
 from swarm.round.participant import Participant
 
 log = logging.getLogger(__name__)
@@ -62,7 +63,6 @@ SEND_TIMEOUT_S: Final = 5.0  # a control message is small: whoever takes longer 
 MAX_SENDS_PER_PEER: Final = 32  # under way to one peer; more would only queue behind a frozen one
 GOODBYE_TIMEOUT_S: Final = 1.0
 CHECKED_AT_ONCE: Final = 2  # contributions that are decoded to see whether they can be: each is whole in memory
-_PINNED_VERSIONS: Final = MAX_AGE_VERSIONS + 2  # a contribution older than that is in a kept log, or never will be
 _ROOM_BYTES: Final = 1 << 20  # that a contribution may have beyond the bytes of the whole state: its header
 _MAX_LOSS: Final = 1e6  # that a status can carry
 
@@ -221,7 +221,7 @@ class Node:
         self._adopting, self._beside = None, None
         self._moved_at_s = (self._parts.network.up_s, self._parts.network.down_s)
         oldest = (
-            moved.record.chain.version - _PINNED_VERSIONS
+            moved.record.chain.version - HELD_VERSIONS
         )  # what was listed since is pinned with the log that is saved
         self._pinned = {root: version for root, version in self._pinned.items() if version >= oldest}
         self._pin()
@@ -332,6 +332,7 @@ class Node:
             log.warning("a contribution cannot be kept: %s", error)
             self.post(BlobFailed(root, str(error)))
         else:
+            self._pin(root)  # for as long as the machine says that it is here
             self.post(BlobStored(root))
 
     def _check_length(self, contribution: Contribution | Merge) -> None:

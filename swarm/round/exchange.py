@@ -42,7 +42,7 @@ class Exchange:
     def add_own(self, contribution: Contribution, sealed: bytes, chain: ChainState) -> None:
         """A contribution of ours, new or from before a restart."""
         self._own.add(contribution, sealed)
-        self._held.add(contribution.root)
+        self._held.add(contribution.root, chain.version)
         self.docket.announce(contribution, sealed, chain)
 
     def announced(self, contribution: Contribution, sealed: bytes, chain: ChainState) -> tuple[Fetch, ...]:
@@ -64,9 +64,9 @@ class Exchange:
             return ()
         return (Fetch(one.contribution, tuple(peer for peer in one.holders if peer != self._me)),)
 
-    def stored(self, root: Digest) -> None:
-        """A blob has come."""
-        self._held.add(root)
+    def stored(self, root: Digest, version: int) -> None:
+        """A blob has come, at this version."""
+        self._held.add(root, version)
         self._retries_s.pop(root, None)
         self.docket.hold(self._me, (root,))
 
@@ -89,5 +89,7 @@ class Exchange:
         """A new head: what it lists is done with, and own numbers that it undid are back on the docket."""
         self._own.move(still_pending, chain.version)
         self.docket.prune(chain)
+        own = (contribution.root for contribution, _ in self._own.pending())
+        self._held.forget(chain.version, (*own, *self.docket.roots()))
         for contribution, sealed in self._own.pending():
             self.docket.announce(contribution, sealed, chain)

@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import math
+from collections.abc import Iterable
 from dataclasses import dataclass
 from typing import Final
 
@@ -19,6 +20,7 @@ HOLDING_PAUSE_S: Final = (
     2e-3  # between two messages of one member that say what it holds, for each member of a large group
 )
 
+HELD_VERSIONS: Final = MAX_AGE_VERSIONS + 2  # a contribution older than that is in a kept log, or never will be
 _BEATS_PER_INCARNATION: Final = 1 << 32  # a restart's first beat is above any beat of the life before
 
 
@@ -56,15 +58,23 @@ class OwnContributions:
 
 
 class HeldBlobs:
-    """Roots of contributions held whole; the oldest make room."""
+    """Roots of contributions held whole, for as long as the shell keeps them from being collected; the oldest make room."""
 
     def __init__(self) -> None:
-        self._roots: dict[Digest, None] = {}
+        self._roots: dict[Digest, int] = {}  # and the version at which each came
 
-    def add(self, root: Digest) -> None:
-        self._roots[root] = None
+    def add(self, root: Digest, version: int) -> None:
+        self._roots.pop(root, None)
+        self._roots[root] = version
         while len(self._roots) > MAX_HELD_BLOBS:
             del self._roots[next(iter(self._roots))]
+
+    def forget(self, version: int, needed: Iterable[Digest]) -> None:
+        """A new head: what came HELD_VERSIONS before may be gone from the disk, unless it is `needed`. A contribution that
+        is announced once more, with the same bytes under another number, is then fetched once more."""
+        keep = set(needed)
+        oldest = version - HELD_VERSIONS
+        self._roots = {root: came for root, came in self._roots.items() if came >= oldest or root in keep}
 
     def __contains__(self, root: Digest) -> bool:
         return root in self._roots

@@ -233,7 +233,7 @@ class Participant:
             case HeadReached():
                 self._head_reached(fact)
             case MergePrepared(merge):
-                self._exchange.stored(merge.root)
+                self._exchange.stored(merge.root, self.chain.version)
                 self._passage.prepared(merge, self._now_s)
             case CatchUpEnded(waits=True):
                 self._passage.look_again()
@@ -357,7 +357,7 @@ class Participant:
             self._out.send(self.leader, offer, sealed)
 
     def _blob_stored(self, root: Digest) -> None:
-        self._exchange.stored(root)
+        self._exchange.stored(root, self.chain.version)
         self._holding.add(root)
 
     # ---------------------------------------------------------------- commits and heads
