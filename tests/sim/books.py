@@ -68,11 +68,10 @@ class Account:
         )
 
     def booked(self, changes: dict[str, int]) -> Account:
-        return replace(self, columns=tuple(sorted((Counter(dict(self.columns)) + _signed(changes)).items())))
-
-
-def _signed(changes: dict[str, int]) -> Counter[str]:
-    return Counter({name: amount for name, amount in changes.items() if amount})
+        columns = dict(self.columns)
+        for name, amount in changes.items():
+            columns[name] = columns.get(name, 0) + amount
+        return replace(self, columns=tuple(sorted((name, amount) for name, amount in columns.items() if amount)))
 
 
 @dataclass(frozen=True)

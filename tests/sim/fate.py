@@ -148,7 +148,7 @@ class Fate:
 
     def lied(self, peer: Peer, message: object) -> object:
         """What a peer says instead, while it lies."""
-        if peer.number not in self.liars or not isinstance(message, PeerStatus):
+        if peer.number not in self.liars or not isinstance(message, PeerStatus) or message.peer != peer.id:
             return message
         made_up = digest_of("made up", message.head.raw)
         return replace(message, head=made_up, version=message.version + 5, tokens=message.tokens + (1 << 30))

@@ -250,7 +250,7 @@ class Laws:
         sizes = {
             "docket": (len(exchange.docket._waiting), 8 * peers),
             "roll": (len(machine.presence.roll._heard), peers + 2),
-            "held": (len(exchange._held._roots), 256),
+            "held": (len(exchange._held._roots), 4096),
             "retries": (len(exchange._retries_s), 8 * peers),
             "own": (len(exchange._own._known), MAX_OWN),
             "records": (len(replica.contributions), MAX_OWN),

@@ -34,6 +34,7 @@ from swarm.allreduce.merge import after_merge
 from swarm.allreduce.outer import outer_step
 from swarm.allreduce.shared import SharedState
 from swarm.chain import ChainState
+from swarm.round.docket import Waiting
 from swarm.round.facts import CutDone
 from swarm.round.passage import Passage
 from swarm.round.turn import Turn, Views
@@ -42,7 +43,6 @@ from tests.sim.scenario import make, play
 from tests.sim.wires import seal
 
 MAX_SEEDS = 2000
-CHUNK = 4
 
 
 @dataclass(frozen=True)
@@ -223,7 +223,7 @@ def _list_twice() -> None:
 
 
 def _list_what_nobody_holds() -> None:
-    choose_module._held = lambda one, members: True
+    Waiting.is_held = lambda self, members: True  # type: ignore[method-assign]
 
 
 def _uncapped_tokens() -> None:
@@ -289,8 +289,8 @@ MUTANTS = (
 # ---------------------------------------------------------------- the hunt
 
 
-def _hunt(mutant: Mutant, seeds: range, found: Any, take: Any) -> None:
-    """In a process of its own: plays schedules with the mutant in, until one breaks that holds without it."""
+def _hunt(mutant: Mutant, seeds: list[int], take: Any, found: Any) -> None:
+    """In a process of its own: plays schedules with the mutant in, until one breaks."""
     torch.set_num_threads(1)
     mutant.install()
     while not found.value:
@@ -299,28 +299,37 @@ def _hunt(mutant: Mutant, seeds: range, found: Any, take: Any) -> None:
             take.value += 1
         if place >= len(seeds):
             return
-        result = play(make(seeds[place]))
-        if result.law:
-            with found.get_lock():
-                if not found.value:
-                    found.value = f"{seeds[place]}\t{result.law}".encode()
+        law = play(make(seeds[place])).law
+        with found.get_lock():
+            if law and not found.value:
+                found.value = f"{place}\t{law}".encode()
 
 
-def hunt(mutant: Mutant, first: int, count: int, jobs: int) -> Found:
-    """Plays schedules with the mutant until a law breaks."""
-    began_s = time.monotonic()
+def _broken_by(mutant: Mutant, seeds: list[int], jobs: int) -> tuple[int, str] | None:
+    """The place of a schedule that breaks, and the law."""
     context = multiprocessing.get_context("fork")
     found, take = context.Array("c", 512), context.Value("i", 0)
-    seeds = range(first, first + count)
-    workers = [context.Process(target=_hunt, args=(mutant, seeds, found, take)) for _ in range(jobs)]
+    workers = [context.Process(target=_hunt, args=(mutant, seeds, take, found)) for _ in range(jobs)]
     for worker in workers:
         worker.start()
     for worker in workers:
         worker.join()
     if not found.value:
-        return Found(mutant.name, count, "", time.monotonic() - began_s)
-    seed, law = found.value.decode().split("\t")
-    return Found(mutant.name, int(seed) - first + 1, law, time.monotonic() - began_s)
+        return None
+    place, law = found.value.decode().split("\t")
+    return int(place), law
+
+
+def hunt(mutant: Mutant, first: int, count: int, jobs: int) -> Found:
+    """Plays schedules with the mutant until a law breaks that holds without it."""
+    began_s, played, seeds = time.monotonic(), 0, list(range(first, first + count))
+    while (broken := _broken_by(mutant, seeds, jobs)) is not None:
+        place, law = broken
+        played += place + 1
+        if not play(make(seeds[place])).law:
+            return Found(mutant.name, played, law, time.monotonic() - began_s)
+        seeds = seeds[place + 1 :]
+    return Found(mutant.name, count, "", time.monotonic() - began_s)
 
 
 def markdown(all_found: list[Found]) -> str:

@@ -33,6 +33,7 @@ class Rules:
     target_tokens: int = 0
     min_peers: int = 1
     overlap: bool = False
+    max_listed: int = 64
     codec: str = "int8"
     error_decay: float = 1.0
     outer: str = "nesterov"
@@ -82,6 +83,7 @@ def config_of(rules: Rules) -> RunConfig:
         target_tokens=rules.target_tokens,
         min_peers=rules.min_peers,
         overlap=rules.overlap,
+        max_listed=rules.max_listed,
     )
 
 
@@ -103,6 +105,7 @@ def make(seed: int) -> Scenario:
         target_tokens=chance.choice((0, 0, 0, 3 * peers * 4096)),
         min_peers=chance.choice((1, 1, peers // 2 + 1, peers)),
         overlap=chance.random() < 0.3,
+        max_listed=chance.choice((64, 64, 64, 64, 64, peers // 2 + 1)),
         codec=chance.choice(("int8", "int8", "raw")),
         error_decay=chance.choice((1.0, 1.0, 0.95)),
         outer=chance.choice(("nesterov", "nesterov", "sgd", "adamw")),

@@ -27,7 +27,8 @@ if TYPE_CHECKING:
 
 SEND_TIMEOUT_S = 5.0
 ASK_TIMEOUT_S = 10.0
-LOOK_S = 0.25  # between two looks whether all have answered
+FETCHED_AT_ONCE = 8  # blobs of a commit log
+LOOK_S = 0.1  # between two looks whether all have answered
 LATENCY_S = 0.03  # one way; jitter doubles it at most
 BYTES_PER_S = 12.5e6
 SMALL_BYTES = 1 << 16  # less than this does not queue
@@ -237,10 +238,22 @@ class Traffic:
     def _get_all(self, life: Life, question: catch_up.FetchBlobs) -> Process:
         """ "" once every blob is here, else the reason."""
         life.shop.store.pin("catching up", [one.root for one in question.wanted])
-        for one in question.wanted:
-            if not (yield from self._get_blob(life, one.root, one.holders, self._world.blob_bytes)):
-                return f"nobody gave blob {one.root}"
-        return ""
+        left, missing, lanes = list(enumerate(question.wanted)), [], []
+
+        def get(lane: int) -> Process:
+            while left and not missing:
+                turn, one = left.pop()
+                first = turn % max(1, len(one.holders))  # every holder is asked for its share
+                holders = one.holders[first:] + one.holders[:first]
+                if not (yield from self._get_blob(life, one.root, holders, self._world.blob_bytes)):
+                    missing.append(one.root)
+            lanes.append(lane)
+
+        for lane in range(FETCHED_AT_ONCE):
+            life.spawn(get(lane))
+        while len(lanes) < FETCHED_AT_ONCE:
+            yield LOOK_S
+        return f"nobody gave blob {missing[0]}" if missing else ""
 
     # ---------------------------------------------------------------- what only a usurper says
 

@@ -36,7 +36,7 @@ from tests.sim.wires import seal, unseal
 from tests.sim.workshop import genesis_of, math_of
 
 TICK_S = 0.5
-BLOB_BYTES = 1 << 20  # of a contribution or a unit's state, as the network sees it
+BLOB_BYTES = 1 << 18  # of a contribution or a unit's state, as the network sees it
 BOARD_EXPIRY_S = 60.0  # a status on the noticeboard is gone so long after it was put there
 BOARD_SLACK_S = 60.0  # of somebody else's clock
 DISCOVERY_S = (0.0, 1.0, 2.0, 4.0, 8.0, 15.0)  # waits between looks at the noticeboard; the last one for ever
