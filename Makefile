@@ -4,7 +4,7 @@ VENV   := .venv
 PY     := $(VENV)/bin/python
 STAMP  := $(VENV)/.installed
 
-.PHONY: help setup demo demo-short test sim mutants soak chaos sigstop lint format typecheck clean
+.PHONY: help setup demo demo-short test sim scale mutants soak chaos sigstop lint format typecheck clean
 
 help: ## show this list
 	@grep -E '^[a-z-]+:.*##' $(MAKEFILE_LIST) | sed -E 's/:.*## /\t/' | expand -t 14
@@ -49,6 +49,10 @@ chaos: $(STAMP) ## kill, freeze and cut off real peers at every step of a round
 
 sigstop: $(STAMP) ## how long three peers wait for a fourth that froze in mid-exchange
 	$(PY) -m tests.system.sigstop $(SIGSTOP)
+
+# More of it: make scale SCALE="--peers 10 100 --rounds 5 --kinds --json scale.json"
+scale: $(STAMP) ## what a round costs 10, 100 and 1,000 simulated peers under churn
+	$(PY) -m tests.sim.scale $(SCALE)
 
 lint: $(STAMP) ## ruff (lint and format) and mypy
 	$(VENV)/bin/ruff check .

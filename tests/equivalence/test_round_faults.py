@@ -8,6 +8,7 @@ from __future__ import annotations
 
 from collections.abc import Callable
 from dataclasses import replace
+from itertools import pairwise
 from pathlib import Path
 
 import pytest
@@ -48,6 +49,23 @@ def listed(group: Group, version: int) -> dict[int, tuple[int, ...]]:
 
 def assert_conserved(group: Group) -> None:
     assert {member.place.number: one for member in group.members if (one := member.imbalance()) > EXACT} == {}
+
+
+# -------------------------------------------------------------------- turns
+
+
+def test_members_of_a_group_larger_than_a_list_contribute_in_turns(tmp_path: Path) -> None:
+    """Three members, two on a list: each goes on training between its turns, and all of it is listed in the end."""
+    with Group(tmp_path, run_config(max_listed=2), 3, dtype=torch.float64) as group:
+        group.settle(6)
+        told = [listed(group, version) for version in range(1, 7)]
+        assert all(len(one) == 2 for one in told)
+        assert {number for one in told for number in one} == {0, 1, 2}
+        for one, other in pairwise(told):
+            assert set(one) | set(other) == {0, 1, 2}, "who was not listed has its turn next"
+        steps = [entry.steps for entry in group.entries_of(group[0].head)]
+        assert max(steps) > 2, "a member does not cut by itself, but trains on until it is asked"
+        assert_conserved(group)
 
 
 # -------------------------------------------------------------------- left out

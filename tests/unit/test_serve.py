@@ -23,6 +23,7 @@ from swarm.messages import (
     BlobInfo,
     CheckpointRecord,
     Chunk,
+    Commit,
     Contribution,
     CutHint,
     Events,
@@ -224,6 +225,9 @@ def test_nobody_speaks_for_another_but_what_speaks_of_its_author_is_passed_on(se
         heard.clear()
         asyncio.run(server.handle(ASKER.peer_id, seal_message(AUTHOR, RUN, example_of(kind))))
         assert heard == [(ASKER.peer_id, example_of(kind))]
+    heard.clear()
+    asyncio.run(server.handle(ASKER.peer_id, seal_message(AUTHOR, RUN, example_of(Commit))))
+    assert heard == [(AUTHOR.peer_id, example_of(Commit))], "a commit is its leader's, whoever brings it"
 
 
 def test_a_status_that_could_not_be_passed_on_is_refused(server: Server) -> None:
