@@ -26,6 +26,7 @@ _PRIVATE_KEY_PREFIX: Final = bytes.fromhex("08011240")
 _BASE58: Final = "123456789ABCDEFGHJKLMNPQRSTUVWXYZabcdefghijkmnopqrstuvwxyz"
 
 
+@lru_cache(maxsize=4096)  # the same few thousand ids stand in every reason
 def _base58_encode(raw: bytes) -> str:
     number, text = int.from_bytes(raw, "big"), ""
     while number:

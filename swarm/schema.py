@@ -146,8 +146,10 @@ def _dataclass_reader(kind: Any, where: str) -> _Reader:
 
 
 def _plain_reader(kind: Any, where: str, limits: tuple[Any, ...]) -> _Reader:
-    if kind is Digest or kind is PeerId:
-        return lambda value: _read_name(kind, value, where)
+    if kind is PeerId:
+        return lambda value: _read_name(_peer, KEY_BYTES, value, where)
+    if kind is Digest:
+        return lambda value: _read_name(Digest, DIGEST_BYTES, value, where)
     if isinstance(kind, type) and issubclass(kind, StrEnum):
         members = {one.value: one for one in kind}
         return lambda value: _read_member(members, value, where)
@@ -168,11 +170,16 @@ def _plain_reader(kind: Any, where: str, limits: tuple[Any, ...]) -> _Reader:
     return read
 
 
-def _read_name(kind: Any, value: Any, where: str) -> Any:
-    size = DIGEST_BYTES if kind is Digest else KEY_BYTES
+def _read_name(make: Callable[[bytes], Any], size: int, value: Any, where: str) -> Any:
     if not isinstance(value, bytes) or len(value) != size:
         raise MalformedBytes(f"{where}: {size} bytes are due")
-    return kind(value)
+    return make(value)
+
+
+@lru_cache(maxsize=8192)
+def _peer(raw: bytes) -> PeerId:
+    """One object for each id, however often it is read: what is the same object need not be compared."""
+    return PeerId(raw)
 
 
 def _read_member(members: dict[str, Any], value: Any, where: str) -> Any:
