@@ -91,10 +91,10 @@ def config_of(rules: Rules) -> RunConfig:
 
 
 def make(seed: int) -> Scenario:
-    """The schedule of a seed: 70 % of 3 to 5 peers, 20 % of 6 to 10, 9 % of 11 to 20, 1 % of 21 to 40."""
+    """The schedule of a seed: 78 % of 3 to 5 peers, 19 % of 6 to 10, 2.5 % of 11 to 20, 0.5 % of 21 to 40."""
     chance = random.Random(f"scenario/{seed}")
     share = chance.random()
-    low, high = (3, 5) if share < 0.7 else (6, 10) if share < 0.9 else (11, 20) if share < 0.99 else (21, 40)
+    low, high = (3, 5) if share < 0.78 else (6, 10) if share < 0.97 else (11, 20) if share < 0.995 else (21, 40)
     peers = chance.randint(low, high)
     rules = Rules(
         train_s=chance.choice((5.0, 6.0, 8.0)),
