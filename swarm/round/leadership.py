@@ -13,7 +13,7 @@ from swarm.config import RunConfig
 from swarm.events import RoundSkipped
 from swarm.identity import PeerId
 from swarm.messages import Activity, Commit, RoundOpened
-from swarm.round.choose import Deadlines, RoundView
+from swarm.round.choose import Deadlines, LostHead, RoundView
 from swarm.round.docket import Waiting
 from swarm.round.exchange import Exchange
 from swarm.round.facts import Fetch, Figures, Received
@@ -147,11 +147,15 @@ class Leadership:
             since_regained_s=now_s - presence.regained_s,
             is_followed=turn.is_followed(),
             lease_tokens=self._config.lease_tokens,
-            lost=lost_by(chain, presence.fresh(now_s), self._seat.passage.doubts.lost, self._own_report),
+            lost=self._lost(now_s),
             electorate=turn.electorate,
             turns=turns,
             are_ready=are_ready,
         )
+
+    def _lost(self, now_s: float) -> tuple[LostHead, ...]:
+        turn, lost = self._seat.turn, self._seat.passage.doubts.lost
+        return lost_by(turn.chain, turn.presence.fresh(now_s), lost, self._own_report) if lost else ()
 
     def _next_to_cut(self, done: list[Work], waiting: tuple[Waiting, ...], leading: Leading) -> list[Work]:
         """In a group larger than a list: whose turn it is."""

@@ -6,7 +6,8 @@ import math
 from typing import Final
 
 PROMPT_PEERS: Final = 64  # up to so many are looked at after every fact
-LOOK_S: Final = 2e-4  # between two looks at more of them, for each: some 1 % of one core
+LOOK_S: Final = 5e-4  # between two looks at more of them, for each: some 1 % of one core
+LONGEST_S: Final = 4.0  # between two looks, however many there are
 
 
 class Looks:
@@ -21,7 +22,7 @@ class Looks:
         """Whether to look at so many peers now; if so, the next look is due when it has earned its cost."""
         if now_s < self._due_s and num_peers > self._prompt:
             return False
-        self._due_s = now_s + num_peers * self._each_s
+        self._due_s = now_s + min(LONGEST_S, num_peers * self._each_s)
         return True
 
     def reset(self) -> None:

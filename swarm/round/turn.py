@@ -16,7 +16,7 @@ from swarm.round.looks import Looks
 from swarm.round.outbox import Outbox
 from swarm.round.presence import Presence
 
-ROLL_CALL_S: Final = 1e-3  # between two looks at who of the roster is here, for each: what matters is half a minute
+ROLL_CALL_S: Final = 4e-3  # between two looks at who of the roster is here, for each: what matters is half a minute
 MAX_VIEW: Final = 1 << 62  # counting on from here stays within a message's field; no honest swarm comes near
 
 
