@@ -28,8 +28,7 @@ import swarm.round.choose as choose_module
 import swarm.round.leader as leader_module
 import swarm.round.presence as presence_module
 from peer.replica import Replica
-from swarm.allreduce.codec import pack_contribution
-from swarm.allreduce.ledger import Moved, withdraw
+from swarm.allreduce.ledger import Moved, cut, withdraw
 from swarm.allreduce.merge import after_merge
 from swarm.allreduce.outer import outer_step
 from swarm.allreduce.shared import SharedState
@@ -115,17 +114,14 @@ def _re_encode_pending() -> None:
 
     def move(self: Replica, *given: Any, **named: Any) -> Moved:
         moved = real(self, *given, **named)
-        for seq in self._ledger.pending:
-            made, _ = self.contributions[seq]
-            delta_N = self.present.state.anchor_N - moved.theta_N + self._ledger.residual_N
-            payloads = [
-                self.math.codec.encode(delta_N[self.math.layout.slice_of(unit.index)])
-                for unit in self.math.layout.units
-            ]
-            root = self.store.put(pack_contribution(self.math.codec, 0, payloads))
-            anew = replace(made, root=root, version=self.present.state.chain.version)
-            self.contributions[seq] = (anew, seal(made.author, anew))
-        return moved
+        for seq in list(self._ledger.pending):
+            alone = replace(self._ledger, pending={})
+            state, made = self.present.state, self.contributions[seq][0]
+            anew, blob = cut(self.math, alone, state, moved.theta_N, seq, (made.tokens, made.steps))
+            told = replace(made, root=self.store.put(blob), version=state.chain.version)
+            self.contributions[seq] = (told, seal(made.author, told))
+            self._ledger = replace(self._ledger, pending={**self._ledger.pending, **anew.pending})
+        return replace(moved, ledger=self._ledger)
 
     Replica._move = move  # type: ignore[method-assign]
 
@@ -178,27 +174,27 @@ def _merge_through_outer() -> None:
 def _announce_before_write() -> None:
     real = trainer_module.Trainer._cut
 
-    def cut(self: Any) -> None:
+    def announces(self: Any) -> None:
         real(self)
         out = self._handoff.out
         place = next(place for place, one in enumerate(out) if isinstance(one, CutDone))
         if place and isinstance(out[place - 1], Written):
             out[place - 1], out[place] = out[place], out[place - 1]
 
-    trainer_module.Trainer._cut = cut  # type: ignore[method-assign]
+    trainer_module.Trainer._cut = announces  # type: ignore[method-assign]
 
 
 def _no_write_at_cut() -> None:
     real = trainer_module.Trainer._cut
 
-    def cut(self: Any) -> None:
+    def forgets(self: Any) -> None:
         save, self._save = self._save, lambda *given: None
         try:
             real(self)
         finally:
             self._save = save
 
-    trainer_module.Trainer._cut = cut  # type: ignore[method-assign]
+    trainer_module.Trainer._cut = forgets  # type: ignore[method-assign]
 
 
 def _forget_pending_at_restart() -> None:
