@@ -41,6 +41,7 @@ LIMITS = {
     "HeldBlobs._roots": MAX_HELD,
     "PeerStatus.holding": HOLDING_NAMED * (STAYING + COMING_AND_GOING),
     "Node._effects": MAX_SENDS_PER_PEER * (STAYING + COMING_AND_GOING),
+    "SimTransport._exchanges": 2 * MAX_SENDS_PER_PEER * (STAYING + COMING_AND_GOING),  # own ones, and those it answers
 }
 
 
