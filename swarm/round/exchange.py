@@ -31,9 +31,11 @@ class Exchange:
         """`open_sealed`, but for what it has opened already: a commit names again what everybody was told before."""
         return lambda sealed: self.docket.opened(sealed) or open_sealed(sealed)
 
-    def held_waiting(self, count: int) -> tuple[Digest, ...]:
-        """The blobs held here whose contributions wait for a commit; of more than `count` the newest."""
-        return tuple(root for root in self.docket.roots() if root in self._held)[-count:]
+    def held_waiting(self, count: int, turn: int) -> tuple[Digest, ...]:
+        """The blobs held here whose contributions wait for a commit; of more than `count` others each turn."""
+        held = tuple(root for root in self.docket.roots() if root in self._held)
+        first = turn * count % max(1, len(held))
+        return held if len(held) <= count else (*held[first:], *held[:first])[:count]
 
     def pending(self) -> tuple[tuple[Contribution, bytes], ...]:
         """Our own contributions that no commit has listed, oldest first."""

@@ -18,6 +18,7 @@ from swarm.round.choose import Deadlines, LostHead, RoundView, choose_hint, choo
 from swarm.round.docket import Docket, Waiting
 from swarm.round.looks import PROMPT_PEERS
 from swarm.round.merges import Offered
+from swarm.round.own import HOLDING_NAMED
 from swarm.round.roll import Heard
 from swarm.round.turn import Turn
 
@@ -127,10 +128,13 @@ class Leading:
         if self.hinted_s is not None and status.pending is None and is_asked:
             yield CutHint(self.view, self.head, "the hint again"), None
         held = frozenset(status.holding)
+        is_short = len(held) >= HOLDING_NAMED  # it holds more than it names: what it said before counts too
         missing = [
             one
             for one in docket.waiting()
-            if one.contribution.root not in held and self.seen_s.get(one.contribution.root, known_s) <= known_s
+            if one.contribution.root not in held
+            and not (is_short and status.peer in one.holders)
+            and self.seen_s.get(one.contribution.root, known_s) <= known_s
         ]
         first = status.beat * MAX_REPEATS % max(1, len(missing))  # each in its turn
         for one in (missing[first:] + missing[:first])[:MAX_REPEATS] if len(missing) > MAX_REPEATS else missing:

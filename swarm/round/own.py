@@ -15,6 +15,7 @@ from swarm.round.docket import MAX_WAITING
 from swarm.round.facts import Figures
 from swarm.round.looks import PROMPT_PEERS
 
+HOLDING_NAMED: Final = 64  # blobs that a status names, of those that wait for a commit
 MAX_HELD_BLOBS: Final = 2 * MAX_WAITING  # remembered: of one commit and of what waits behind it
 HOLDING_PAUSE_S: Final = (
     2e-3  # between two messages of one member that say what it holds, for each member of a large group

@@ -58,14 +58,13 @@ from swarm.round.leader import Briefs
 from swarm.round.leadership import Leadership, Seat
 from swarm.round.looks import PROMPT_PEERS
 from swarm.round.outbox import Outbox
-from swarm.round.own import HoldingNews, Self, Standing, make_status
+from swarm.round.own import HOLDING_NAMED, HoldingNews, Self, Standing, make_status
 from swarm.round.passage import Passage
 from swarm.round.presence import Presence, key_of
 from swarm.round.turn import Turn
 
 MIN_ISOLATION_S: Final = 30.0  # an outage of a minute must make no fork: members go on training without commits
 ISOLATION_DEADLINES: Final = 3  # round deadlines without a majority before whoever is left commits alone
-HOLDING_NAMED: Final = 64  # blobs that a status names, of those that wait for a commit
 REPEATED_BEATS: Final = 2  # heartbeats after which a large group is told again what was known so long ago
 MAX_TOLD: Final = 16  # peers behind us that a member, not a leader, answers between two of its heartbeats
 
@@ -192,7 +191,7 @@ class Participant:
             state_digest=self.state_digest,
             waits_for=self.waits_for,
             pending=pending[0][1] if pending else None,
-            holding=self._exchange.held_waiting(HOLDING_NAMED),
+            holding=self._exchange.held_waiting(HOLDING_NAMED, self._beats),
             lost=self._passage.doubts.lost,
         )
         return make_status(self.me, self._beats, standing, self.figures)

@@ -26,8 +26,9 @@ from swarm.round.choose import (
 )
 from swarm.round.commits import committed
 from swarm.round.docket import Waiting
+from swarm.round.exchange import Exchange
 from swarm.round.facts import HeadReached
-from swarm.round.leader import _holders
+from swarm.round.leader import Leading, _holders
 from swarm.round.looks import LOOK_S, Looks
 from swarm.round.own import HOLDING_PAUSE_S, HoldingNews
 from swarm.round.relay import FANOUT, RELAYED_ABOVE, passed_on_by, sent_by_leader
@@ -138,6 +139,28 @@ def test_a_cut_is_hinted_when_those_whose_turn_it_is_have_done_their_steps() -> 
     assert choose_hint(view, steps) is None
     assert choose_hint(replace(view, are_ready=True), steps) == "4 members have done 5 steps"
     assert choose_hint(view_of(START, PEERS[:4], (), since_hint_s=None), DEADLINES) == "everyone has cut"
+
+
+def test_who_brought_nothing_in_time_is_passed_over() -> None:
+    leading = Leading(0, START.head, began_s=0.0)
+    view = view_of(START, (), (), since_hint_s=None, since_head_s=10.0)
+    assert leading.hint(view, DEADLINES, 10.0) is not None and leading.asked == PEERS[:4]
+    leading.asks_others(replace(view, since_hint_s=9.0), DEADLINES)
+    assert leading.asked == PEERS[:4], "they have their time"
+    leading.asks_others(replace(view, since_hint_s=10.0), DEADLINES)
+    assert leading.asked is None and leading.passed_over == frozenset(PEERS[:4])
+    assert leading.hint(replace(view, turns=PEERS[4:8]), DEADLINES, 20.0) is not None
+
+
+def test_a_status_names_all_that_is_held_in_turns() -> None:
+    exchange = Exchange(PEERS[0], 1.0)
+    roots = {digest_of("blob", bytes([number])) for number in range(100)}
+    for number, root in enumerate(sorted(roots)):
+        one = Contribution(PEERS[1], 1, number + 1, root, 1, 0, 1, 9, 9, 0, 0, START.head)
+        exchange.announced(one, bytes([number]), START)
+        exchange.stored(root, 0)
+    named = [exchange.held_waiting(64, turn) for turn in range(4)]
+    assert all(len(set(one)) == 64 for one in named) and set().union(*named) == roots
 
 
 def test_authors_beyond_what_a_chain_holds_are_not_listed() -> None:
