@@ -28,7 +28,7 @@ if TYPE_CHECKING:
     from tests.sim.life import Life
 
 Vector = np.ndarray[Any, np.dtype[np.float64]]
-TOLERANCE = 1e-11  # of the magnitudes summed up so far; each HEAD rounds twice in fp64
+TOLERANCES = {"fp64": 1e-11, "fp32": 1e-5}  # of the magnitudes summed up so far; each HEAD rounds twice
 
 LEFT_FORK = "listed on a branch that was left, its record gone"
 RECOVERED = "listed after all, its record gone"
@@ -97,6 +97,7 @@ class Books:
     """All contributions ever cut in one world."""
 
     beta: float
+    tolerance: float
     cuts: dict[PeerId, dict[int, CutFacts]] = field(default_factory=dict)
     by_root: dict[Digest, Contribution] = field(default_factory=dict)
     told: set[Digest] = field(default_factory=set)  # contributions that left their author's trainer
@@ -127,7 +128,7 @@ class Books:
             account = self._declare(life, before)
         gap_N, left = self._gaps(life, account)
         worst = float(np.abs(gap_N - account.given_up_N).max())
-        if worst > TOLERANCE * account.magnitude:
+        if worst > self.tolerance * account.magnitude:
             raise LawBroken("conservation", f"{life.peer.name} is off by {worst:.3g} of {account.magnitude:.3g}")
         if left != sum(amount for _, amount in account.columns):
             raise LawBroken("tokens", f"{life.peer.name} misses {left} tokens, declared {account.columns}")

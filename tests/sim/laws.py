@@ -20,6 +20,7 @@ from tests.sim.faults import DiskFull, Freeze, Lossy, Partition, Slow, SlowDisk,
 from tests.sim.reference import Numbers
 from tests.sim.traffic import cuts
 from tests.sim.wires import open_sealed
+from tests.sim.workshop import precision_of
 
 if TYPE_CHECKING:
     from tests.sim.life import Life
@@ -31,7 +32,7 @@ MIN_ISOLATION_S = 30.0  # what the protocol page promises, not what the code say
 ISOLATION_DEADLINES = 3
 MAX_KEPT_STATES = 3
 MAX_KEPT_COMMITS = 16
-TOLERANCE = 1e-9  # relative; fp64 against fp64, AdamW divides small numbers by small ones
+TOLERANCES = {"fp64": 1e-9, "fp32": 1e-4}  # relative, against fp64; AdamW divides small numbers by small ones
 MERGE_TOLERANCE = 1 / 127  # of the largest difference: a branch travels as int8
 MAX_OWN = 8  # contributions of its own that a peer remembers
 
@@ -56,6 +57,7 @@ class Laws:
             chain.head: Known(chain, digest, frozenset(), frozenset(), Numbers.of(genesis))
         }
         self._world = world
+        self._tolerance = TOLERANCES[precision_of(world.config)]
         self._round = world.config.round
         self.isolation_s = max(MIN_ISOLATION_S, ISOLATION_DEADLINES * self._round.exchange_deadline_s)
         self._quiet_since_s = 0.0
@@ -113,7 +115,7 @@ class Laws:
         state = life.replica.version_of(chain.head).state  # type: ignore[union-attr]
         self.known[chain.head] = Known(chain, digest, listed | new, merges, Numbers.of(state))
         due = self._merge_due(parent, merge) if merge is not None else self._step_due(parent, commit.commit)
-        if not due.close_to(self.known[chain.head].numbers, TOLERANCE if merge is None else MERGE_TOLERANCE):
+        if not due.close_to(self.known[chain.head].numbers, self._tolerance if merge is None else MERGE_TOLERANCE):
             raise LawBroken("a step is as written", f"version {chain.version} is not what its commit says")
 
     def _step_due(self, parent: Known, commit: CommitList) -> Numbers:

@@ -24,7 +24,8 @@ class Numbers:
 
     @classmethod
     def of(cls, state: SharedState) -> Numbers:
-        return cls(state.anchor_N.numpy(), tuple(one.numpy() for one in state.outer.buffers), state.outer.scalars)
+        anchor_N, *buffers = (one.numpy().astype(np.float64) for one in (state.anchor_N, *state.outer.buffers))
+        return cls(anchor_N, tuple(buffers), state.outer.scalars)
 
     def after(self, config: OuterConfig, mean_N: Vector) -> Numbers:
         """One outer step: SGD, Nesterov's momentum as torch.optim.SGD has it, or AdamW (Loshchilov & Hutter, algorithm 2)."""

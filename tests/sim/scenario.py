@@ -37,6 +37,7 @@ class Rules:
     codec: str = "int8"
     error_decay: float = 1.0
     outer: str = "nesterov"
+    precision: str = "fp64"
 
 
 @dataclass(frozen=True)
@@ -75,6 +76,7 @@ def config_of(rules: Rules) -> RunConfig:
         codec=rules.codec,
         error_decay=rules.error_decay,
         outer=rules.outer,
+        precision=rules.precision,
         train_deadline_s=rules.train_s,
         exchange_deadline_s=rules.exchange_s,
         leader_timeout_s=rules.leader_timeout_s,
@@ -109,6 +111,7 @@ def make(seed: int) -> Scenario:
         codec=chance.choice(("int8", "int8", "raw")),
         error_decay=chance.choice((1.0, 1.0, 0.95)),
         outer=chance.choice(("nesterov", "nesterov", "sgd", "adamw")),
+        precision=chance.choice(("fp64", "fp64", "fp32")),
     )
     return Scenario(seed, peers, rules, _faults(chance, peers))
 

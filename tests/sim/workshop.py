@@ -46,7 +46,7 @@ LAYOUT = build_layout([[("first", (4,))], [("second", (4,))]])
 NUM_UPDATES = 1021
 _CHANCE = random.Random("inner updates")
 UPDATES = [np.array([_CHANCE.gauss(0.0, 0.1) for _ in range(LAYOUT.numel)]) for _ in range(NUM_UPDATES)]
-_TENSORS = [torch.from_numpy(update) for update in UPDATES]
+_TENSORS = {dtype: [torch.from_numpy(one).to(dtype) for one in UPDATES] for dtype in (torch.float32, torch.float64)}
 _read_contribution = lru_cache(maxsize=1 << 12)(read_contribution)
 
 
@@ -64,8 +64,14 @@ def _codec(name: str, block_size: int) -> RememberingCodec:
     return RememberingCodec(make_codec(RunConfig().codec.model_copy(update={"name": name, "block_size": block_size})))
 
 
+def precision_of(config: RunConfig) -> str:
+    """The numbers that a run computes in: its name tells. fp64 shows what is lost, fp32 who sums in another order."""
+    return config.name.rsplit(" ", 1)[-1]
+
+
 def math_of(config: RunConfig) -> RunMath:
-    return RunMath.of(config, LAYOUT, _codec(config.codec.name, config.codec.block_size), torch.float64)
+    dtype = {"fp64": torch.float64, "fp32": torch.float32}[precision_of(config)]
+    return RunMath.of(config, LAYOUT, _codec(config.codec.name, config.codec.block_size), dtype)
 
 
 def genesis_of(math: RunMath) -> SharedState:
@@ -104,8 +110,8 @@ class _Clock:
 
 
 class _Model:
-    def __init__(self) -> None:
-        self.parts = [(unit.tensors[0].name, torch.zeros(unit.numel, dtype=torch.float64)) for unit in LAYOUT.units]
+    def __init__(self, dtype: torch.dtype) -> None:
+        self.parts = [(unit.tensors[0].name, torch.zeros(unit.numel, dtype=dtype)) for unit in LAYOUT.units]
 
     def named_parameters(self) -> list[tuple[str, Tensor]]:
         return self.parts
@@ -122,8 +128,9 @@ class _Optimizer:
 class _Inner:
     """An inner step adds one of a thousand vectors; which one follows from the peer and its steps so far."""
 
-    def __init__(self, life: Life, tokens_per_window: int) -> None:
-        self.model = _Model()
+    def __init__(self, life: Life, tokens_per_window: int, dtype: torch.dtype) -> None:
+        self.model = _Model(dtype)
+        self._tensors = _TENSORS[dtype]
         self.optimizer = _Optimizer()
         self._life = life
         self._tokens = tokens_per_window
@@ -134,8 +141,8 @@ class _Inner:
         self._turn += self._stride
         place = self._turn % NUM_UPDATES
         first_U, second_U = (tensor_U for _, tensor_U in self.model.parts)
-        first_U += _TENSORS[place][:4]
-        second_U += _TENSORS[place][4:]
+        first_U += self._tensors[place][:4]
+        second_U += self._tensors[place][4:]
         tokens = self._tokens * len(windows)
         self._life.account = self._life.account.stepped(UPDATES[place], tokens)
         return StepResult(loss=1.0, num_tokens=tokens, grad_norm=1.0, applied=True, seconds=0.0)
@@ -144,7 +151,7 @@ class _Inner:
         return 1.0
 
     def theta_N(self) -> Vector:
-        return np.concatenate([tensor_U.numpy() for _, tensor_U in self.model.parts])
+        return np.concatenate([tensor_U.numpy() for _, tensor_U in self.model.parts]).astype(np.float64)
 
 
 class _Windows:
@@ -185,7 +192,7 @@ class Workshop:
         self.store = DiskBlobs(disk)
         generations = DiskGenerations(disk, self._write)
         self.replica = Replica(math, life.peer.id, RUN, self.store, generations)  # type: ignore[arg-type]
-        self.inner = _Inner(life, config.data.sequence_length)
+        self.inner = _Inner(life, config.data.sequence_length, math.dtype)
         self._config, self._math = config, math
         self.trainer: Trainer
 

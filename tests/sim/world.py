@@ -24,7 +24,7 @@ from swarm.events import Event
 from swarm.identity import PeerId
 from swarm.messages import Commit, record_digest
 from swarm.round.facts import CatchUp, Effect, Fetch, Happened, MoveTo, Received, RequestCut, Send
-from tests.sim.books import Books
+from tests.sim.books import TOLERANCES, Books
 from tests.sim.disk import Disk
 from tests.sim.fate import Fate, passed_over
 from tests.sim.faults import Disk as DiskFate
@@ -33,7 +33,7 @@ from tests.sim.laws import WATCH_EVERY_S, Laws
 from tests.sim.life import Life, Peer, Process
 from tests.sim.traffic import LATENCY_S, Traffic
 from tests.sim.wires import seal, unseal
-from tests.sim.workshop import genesis_of, math_of
+from tests.sim.workshop import genesis_of, math_of, precision_of
 
 TICK_S = 0.5
 BLOB_BYTES = 1 << 18  # of a contribution or a unit's state, as the network sees it
@@ -43,11 +43,17 @@ DISCOVERY_S = (0.0, 1.0, 2.0, 4.0, 8.0, 15.0)  # waits between looks at the noti
 
 
 def round_config(
-    *, codec: str = "int8", error_decay: float = 1.0, outer: str = "nesterov", **changes: Any
+    *,
+    codec: str = "int8",
+    error_decay: float = 1.0,
+    outer: str = "nesterov",
+    precision: str = "fp64",
+    **changes: Any,
 ) -> RunConfig:
     """Rounds of 10 s, deadlines of 20 s and 10 s, and the product's heartbeat and patience; windows of 4096 tokens."""
     times = {"train_deadline_s": 10.0, "exchange_deadline_s": 10.0, "min_peers": 1}
     return RunConfig(
+        name=f"simulated in {precision}",
         round=RoundConfig(**{**times, **changes}),
         inner=InnerConfig(batch_windows=1),
         data=DataConfig(sequence_length=4096),
@@ -79,7 +85,7 @@ class World:
         self.has_moved = True  # since agreement was last looked for
         self.math = math_of(self.config)
         self.genesis = genesis_of(self.math)
-        self.books = Books(self.config.codec.error_decay)
+        self.books = Books(self.config.codec.error_decay, TOLERANCES[precision_of(self.config)])
         self.traffic = Traffic(self)
         self.fate = Fate(self)
         record, _ = snapshot(self.math, self.genesis)
