@@ -12,7 +12,7 @@ LISTED = 16
 
 @pytest.mark.parametrize("peers", [LISTED + 4, 200])
 def test_a_round_costs_no_more_in_a_larger_group(peers: int) -> None:
-    config = round_config(peers, max_listed=LISTED)
+    config = round_config(peers, max_listed=LISTED, train_deadline_s=8.0)
     crowd = Crowd(peers, config=config).run(3)
     found = figures(crowd, 0.0)
     beats = found["round_s"] / config.round.heartbeat_s + 4  # some come early: cuts, heads, views
@@ -33,7 +33,7 @@ def test_a_round_costs_no_more_in_a_larger_group(peers: int) -> None:
 
 
 def test_everybody_contributes_in_turns() -> None:
-    crowd = Crowd(40, seed=1, config=round_config(40, max_listed=LISTED)).run(4)
+    crowd = Crowd(40, seed=1, config=round_config(40, max_listed=LISTED, train_deadline_s=8.0)).run(4)
     best = max(crowd.hosts.values(), key=lambda host: host.chain.version).chain
     listed = {numbers.author for numbers in best.listed}
     here = [peer for peer, host in crowd.hosts.items() if host.machine.me.peer in best.roster]
