@@ -133,6 +133,8 @@ def _joined_again(replica: Replica, home: Home, fetch: FetchState, screen: Scree
     """As a newcomer with the same key. The swarm is asked first: while nobody answers, everything stays where it is."""
     screen.say(f"{fault}; asking the swarm for its state", style="yellow")
     record = _asked(fetch, fault)
+    if not _are_whole(replica, record):
+        record = _asked(fetch, fault)
     replica.begin_from(record)
     tokens = 0
     if replica.generations.exist():
@@ -146,6 +148,18 @@ def _joined_again(replica: Replica, home: Home, fetch: FetchState, screen: Scree
     replica.start_over(Generations(home.state), last)
     lost = WorkDropped(replica.author, tokens, "the disk damaged this peer's state")
     return replace(_saved(replica), losses=(lost,), how="joins again")
+
+
+def _are_whole(replica: Replica, record: StateRecord) -> bool:
+    """Whether the fetched blobs are the right ones. One that was on the damaged disk under the same name was not fetched; it
+    is removed here, so that the next fetch brings it."""
+    whole = True
+    for unit in record.units:
+        try:
+            replica.store.read(unit.root, check=True)
+        except StateError:
+            whole = False
+    return whole
 
 
 def _asked(fetch: FetchState, fault: StateError) -> StateRecord:

@@ -277,3 +277,24 @@ def test_a_listed_blob_that_the_disk_changed_is_not_applied(tmp_path: Path, run_
     life.move(life.receive(1))
     assert life.replica.present.state.chain.version == 1
     life.home.release()
+
+
+def test_what_the_damage_left_under_a_name_is_not_taken_for_the_fetched_one(
+    tmp_path: Path, lived: Life, run_math: RunMath
+) -> None:
+    """The swarm stands where the peer's damaged state did: the same blobs are wanted again."""
+    home = damaged_throughout(lived, tmp_path)
+    units = lived.replica.present.record.units
+    for unit in units:
+        (home / "blobs" / unit.root.hex()).write_bytes(b"damaged")
+
+    class OnlyWhatIsMissing(Swarm):
+        def fetch(self) -> StateRecord:
+            self.asked += 1
+            self.store.pin("fetched", [unit.root for unit in units])
+            for unit in units:
+                if not self.store.has(unit.root):
+                    self.store.put(lived.store.read(unit.root, check=True))
+            return lived.replica.present.record
+
+    assert started(home, run_math, OnlyWhatIsMissing(lived)).replica.present.digest == lived.replica.present.digest
