@@ -61,6 +61,7 @@ class Fate:
                 self.fired.add(fault)
             case kinds.Hidden(number):
                 world.peers[number].is_dialable = False
+                self.fired.add(fault)
             case kinds.Withhold(peers):
                 self._while(fault, lambda _: self.withheld.update(peers), lambda _: self.withheld.clear())
             case kinds.Liar(number):
