@@ -41,6 +41,7 @@ LIMITS = {
     "HeldBlobs._roots": MAX_HELD,
     "PeerStatus.holding": HOLDING_NAMED * (STAYING + COMING_AND_GOING),
     "Node._effects": MAX_SENDS_PER_PEER * (STAYING + COMING_AND_GOING),
+    "Holders.peers": KEPT_COMMITS * (STAYING + COMING_AND_GOING) ** 2,  # of each entry of a log
     "SimTransport._exchanges": 2 * MAX_SENDS_PER_PEER * (STAYING + COMING_AND_GOING),  # own ones, and those it answers
 }
 
