@@ -77,7 +77,7 @@ class InnerConfig(Section):
 
 
 class OuterConfig(Section):
-    """The outer optimizer, applied to the committed mean by everyone alike (ALGEBRA section 1)."""
+    """The outer optimizer, applied to the committed mean by everyone alike."""
 
     optimizer: Literal["sgd", "nesterov", "adamw"] = "nesterov"
     learning_rate: float = Field(0.7, gt=0)
