@@ -9,7 +9,7 @@ from dataclasses import dataclass
 from typing import TYPE_CHECKING
 
 from swarm.allreduce.shared import SharedState
-from swarm.chain import ChainState, CommitList, Merge, merge_weight
+from swarm.chain import MAX_BARRED, ChainState, CommitList, Merge, merge_weight
 from swarm.digest import Digest
 from swarm.identity import PeerId
 from swarm.messages import Commit, Contribution, record_digest
@@ -108,7 +108,7 @@ class Laws:
             raise LawBroken("listed once", f"version {chain.version} lists a number again")
         for entry in commit.commit.entries:
             self._check_entry(parent.chain, chain, entry)
-        self._check_barred(parent.chain, commit)
+        self._check_barred(parent.chain, chain, commit)
         self.num_minority += commit.commit.minority
         self.num_merges += merge is not None
         self.num_barred += len(commit.commit.barred)
@@ -150,8 +150,10 @@ class Laws:
             )
         return union
 
-    def _check_barred(self, parent: ChainState, commit: Commit) -> None:
-        """A head is barred by a majority of those who stand at its parent, in their own words."""
+    def _check_barred(self, parent: ChainState, chain: ChainState, commit: Commit) -> None:
+        """A head is barred by a majority of those who stand at its parent, in their own words; and it stays so."""
+        if chain.barred != (*parent.barred, *commit.commit.barred)[-MAX_BARRED:]:
+            raise LawBroken("barred heads are left", f"version {chain.version} forgets what was barred")
         for head in commit.commit.barred:
             said = [open_sealed(raw) for raw in commit.evidence]
             witnesses = {one.peer for one in said if head in one.lost and one.head == parent.head} & set(parent.roster)
