@@ -75,7 +75,7 @@ class Leadership:
             return None  # a better head is on its way: what we issued here would only be undone
         if not turn.members and not self._open_round(leading, now_s):
             return None
-        if not self._looks.is_due(len(turn.members), now_s):
+        if not self._looks.is_due(max(len(turn.members), len(turn.presence.roll)), now_s):
             return None
         view = self._round_view(leading, own, now_s)
         hint = leading.hint(view, self._deadlines, now_s)

@@ -149,7 +149,7 @@ class Passage:
 
     def _ahead(self, now_s: float) -> tuple[PeerStatus, ...]:
         ahead = self._turn.presence.ahead_of(self._turn.chain, now_s)
-        return tuple(status for status in ahead if not self.doubts.is_doubted(status.peer, now_s))
+        return ahead and tuple(status for status in ahead if not self.doubts.is_doubted(status.peer, now_s))
 
     # ---------------------------------------------------------------- merging
 

@@ -99,6 +99,8 @@ class Presence:
 
     def _sort(self, chain: ChainState) -> None:
         """Who is at our head, and who ranks above it: kept from word to word, and found anew at each head."""
+        if self._sorted_at is chain:
+            return
         if self._sorted_at is None or self._sorted_at.head != chain.head:
             self._sorted_at = chain
             self._at_head, self._ahead, self._lowest = {}, {}, None

@@ -144,7 +144,8 @@ class Turn:
         """Keeps the roll, and who is here of roster and members, up to date."""
         self.presence.roll.forget_silent(self._now_s)
         if self._roll_call.is_due(len(self.chain.roster) + len(self.opened), self._now_s):
-            self.presence.note_members(self.chain.roster, self.members, self._now_s)
+            counts = self.is_ours or not self.roster  # whether there is a majority is its leader's affair
+            self.presence.note_members(self.chain.roster, self.members if counts else (), self._now_s)
 
     def accept(self, sender: PeerId, view: int, out: Outbox) -> bool:
         """Whether `sender` may lead us in `view`; if so, we are in it from now on."""
