@@ -35,6 +35,7 @@ class Disk:
     blobs: dict[Digest, bytes] = field(default_factory=dict)
     generations: list[Written] = field(default_factory=list)  # newest first
     is_full: bool = False
+    is_lost: bool = False  # with all that others had been told is on it
     write_s: float = WRITE_S  # to write one generation
 
     def write(self, written: Written) -> None:

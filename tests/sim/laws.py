@@ -233,7 +233,8 @@ class Laws:
         life.issued = commit
         now_s = self._world.now_s
         for root in (entry.root for entry in commit.commit.entries):
-            holders = [peer for peer in map(self._world.by_id, roster) if peer and root in peer.disk.blobs]
+            members = [peer for peer in map(self._world.by_id, roster) if peer is not None]
+            holders = [peer for peer in members if root in peer.disk.blobs or peer.disk.is_lost]
             if 2 * len(holders) > len(roster):
                 continue
             since_s = self.isolation_s - self._round.leader_timeout_s - 2 * self._round.heartbeat_s

@@ -5,7 +5,7 @@ from __future__ import annotations
 import random
 from collections import Counter
 from collections.abc import Callable
-from dataclasses import dataclass, field
+from dataclasses import dataclass, field, replace
 from functools import lru_cache
 
 from swarm.config import RunConfig
@@ -115,7 +115,10 @@ def make(seed: int) -> Scenario:
         outer=chance.choice(("nesterov", "nesterov", "sgd", "adamw")),
         precision=chance.choice(("fp64", "fp64", "fp32")),
     )
-    return Scenario(seed, peers, rules, _faults(chance, peers))
+    faults = _faults(chance, peers)
+    gone = sum(isinstance(one, kinds.Leave) or getattr(one, "back_s", 0.0) is None for one in faults)
+    # Who is gone before version 1 is not waited for: the run would rightly never begin.
+    return Scenario(seed, peers, replace(rules, min_peers=min(rules.min_peers, peers - gone)), faults)
 
 
 def _faults(chance: random.Random, peers: int) -> tuple[Fault, ...]:
