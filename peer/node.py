@@ -354,7 +354,7 @@ class Node:
         request = CatchUpRequest(
             peers=tuple(dict.fromkeys([*wish.peers, *others])),
             chains=self._chains,
-            beside=self._beside,
+            beside=self._beside if wish.merges else None,
             units=() if self._parts.server.state is None else self._parts.server.state.units,
             whole=wish.whole,
             gives_up=wish.gives_up,

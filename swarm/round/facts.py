@@ -167,6 +167,7 @@ class CatchUp:
     whole: bool  # take a snapshot even where the log would do: our state differs
     reason: str
     gives_up: bool = False  # leave our branch for good, merged or not
+    merges: bool = False  # our branch is being offered: look for its merge from the state that is kept beside ours
 
 
 @dataclass(frozen=True, slots=True)

@@ -176,11 +176,14 @@ class Passage:
         self._is_looking = True
         self._target = ahead
         peers = tuple(status.peer for status in ahead)
-        self._out.add(CatchUp(peers, whole=False, reason="our branch waits to be merged", gives_up=gives_up))
+        reason = "our branch waits to be merged"
+        self._out.add(CatchUp(peers, whole=False, reason=reason, gives_up=gives_up, merges=True))
 
     def look_again(self) -> None:
-        """Our branch is not merged yet."""
+        """Our branch is not merged yet. Who no longer offers one waits for nothing."""
         self._is_looking = False
+        if self._merge is None:
+            self.end(None)
 
     # ---------------------------------------------------------------- the end
 

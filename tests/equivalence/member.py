@@ -328,7 +328,7 @@ class Member:
         request = CatchUpRequest(
             tuple(dict.fromkeys([*wish.peers, *others])),
             self.replica.chains,
-            self._beside,
+            self._beside if wish.merges else None,
             units=self.replica.present.record.units,
             whole=wish.whole,
             gives_up=wish.gives_up,

@@ -184,7 +184,7 @@ class Traffic:
         request = CatchUpRequest(
             peers=tuple(dict.fromkeys([*wish.peers, *fresh])),
             chains=life.chains,
-            beside=life.beside,
+            beside=life.beside if wish.merges else None,
             units=life.record.units,
             whole=wish.whole,
             gives_up=wish.gives_up,
