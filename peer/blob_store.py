@@ -190,14 +190,15 @@ class BlobStore:
         return about.f_bavail * about.f_frsize >= num_bytes
 
     def collect(self) -> int:
-        """Removes every blob that nobody pins, and nothing else; returns how many. Raises StateError."""
+        """Removes every blob that nobody pins, whole or in parts; returns how many whole ones. Raises StateError."""
         with self._lock:
             self._elsewhere = {root: path for root, path in self._elsewhere.items() if path.exists()}
             now_s = self.clock()
             ended = [owner for owner, pin in self._pins.items() if pin.until_s is not None and pin.until_s <= now_s]
             for owner in ended:
                 del self._pins[owner]
-        self.partials.sweep()
+            pinned = frozenset().union(*(pin.roots for pin in self._pins.values()))
+        self.partials.sweep(pinned)
         removed = 0
         with disk_errors(self._folder / "*"):
             for path in list(self._folder.iterdir()):

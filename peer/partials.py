@@ -9,7 +9,7 @@ from __future__ import annotations
 import threading
 import time
 from collections import Counter
-from collections.abc import Callable
+from collections.abc import Callable, Container
 from pathlib import Path
 from typing import BinaryIO, Final
 
@@ -57,8 +57,8 @@ class Partials:
         if not keep:
             self.path(root).unlink(missing_ok=True)
 
-    def sweep(self) -> None:
-        """Removes those that are too old or too many, or that nobody needs any more. Raises StateError."""
+    def sweep(self, wanted: Container[Digest] | None = None) -> None:
+        """Removes those that are too old or too many, or, with `wanted`, that are not in it. Raises StateError."""
         with disk_errors(self._folder):
             kept = []
             for path in self._folder.glob(f"*{_PARTIAL}"):
@@ -67,8 +67,9 @@ class Partials:
                     is_open = root is not None and root in self._open
                 if root is None or is_open:
                     continue  # a draft of `put`, or under way
-                if path.with_suffix("").exists():
-                    path.unlink(missing_ok=True)  # it has become whole in another way
+                is_whole = path.with_suffix("").exists()  # it has become so in another way
+                if is_whole or (wanted is not None and root not in wanted):
+                    path.unlink(missing_ok=True)
                     continue
                 about = path.stat()
                 kept.append((about.st_mtime, about.st_blocks * _BLOCK_BYTES, path))

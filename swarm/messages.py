@@ -150,6 +150,7 @@ class Holding:
     """The sender holds these contributions of the round at `head` whole."""
 
     head: Digest
+    incarnation: U63  # of the process that holds them
     roots: Annotated[tuple[Digest, ...], MaxLen(MAX_HELD)]
 
 

@@ -10,18 +10,26 @@ from swarm.chain import MAX_AGE_VERSIONS, ChainState, is_majority
 from swarm.digest import Digest
 from swarm.identity import PeerId
 from swarm.messages import Contribution
+from swarm.round.roll import MAX_HEARD
 
 MAX_WAITING: Final = 2048  # contributions on the docket; more come only from peers who break the rules
 
 
 @dataclass(slots=True)
 class Waiting:
-    """One contribution: announced, and held whole by `holders` (its author among them)."""
+    """One contribution: announced, and held whole by `holders`, in their own words."""
 
     contribution: Contribution
     sealed: bytes
     holders: set[PeerId] = field(default_factory=set)
-    _held_by_most_of: frozenset[PeerId] | None = None  # holders only come, so it stays
+    named: tuple[PeerId, ...] = ()  # who held it as somebody else says: to be asked, not to be counted
+    _held_by_most_of: frozenset[PeerId] | None = None  # stays true until a holder goes
+
+    def forget(self, peer: PeerId) -> None:
+        """A holder may hold it no more."""
+        if peer in self.holders:
+            self.holders.discard(peer)
+            self._held_by_most_of = None
 
     def is_held(self, members: frozenset[PeerId]) -> bool:
         """Whether a majority of the members holds it. Cheap for as long as `members` is the same object."""
@@ -37,7 +45,9 @@ class Waiting:
 class Docket:
     """Contributions by root; one number of an author is there once, the first that was announced."""
 
-    def __init__(self) -> None:
+    def __init__(self, me: PeerId, incarnation: int) -> None:
+        self._me = me
+        self._incarnations = {me: incarnation}  # of who holds something
         self._waiting: dict[Digest, Waiting] = {}
         self._numbers: set[tuple[PeerId, int]] = set()
         self._opened: dict[bytes, Contribution] = {}
@@ -52,18 +62,33 @@ class Docket:
         number = (contribution.author, contribution.seq)
         if number in self._numbers:
             return None
-        waiting = Waiting(contribution, sealed, {contribution.author})
+        waiting = Waiting(contribution, sealed)
         self._waiting[contribution.root] = waiting
+        self.hold(contribution.author, contribution.incarnation, (contribution.root,))
         self._numbers.add(number)
         self._opened[sealed] = contribution
         self._in_order = None
         return waiting
 
-    def hold(self, peer: PeerId, roots: Iterable[Digest]) -> None:
-        """Notes that a peer holds these whole."""
+    def hold(self, peer: PeerId, incarnation: int, roots: Iterable[Digest]) -> None:
+        """Notes that a peer holds these whole, in the words of its `incarnation`-th process.
+
+        A new process speaks for itself: what the one before it held may have gone with it, and counts no more.
+        """
+        known = self._incarnations.setdefault(peer, incarnation)
+        if incarnation < known:
+            return
+        if incarnation > known:
+            self._incarnations[peer] = incarnation
+            for waiting in self._waiting.values():
+                waiting.forget(peer)
         for root in roots:
             if root in self._waiting:
                 self._waiting[root].holders.add(peer)
+
+    def hold_here(self, root: Digest) -> None:
+        """Notes that this process holds it whole."""
+        self.hold(self._me, self._incarnations[self._me], (root,))
 
     def get(self, root: Digest) -> Waiting | None:
         return self._waiting.get(root)
@@ -89,6 +114,9 @@ class Docket:
         self._numbers = {(one.contribution.author, one.contribution.seq) for one in self._waiting.values()}
         self._opened = {one.sealed: one.contribution for one in self._waiting.values()}
         self._in_order = None
+        if len(self._incarnations) > MAX_HEARD:
+            holders = set().union({self._me}, *(one.holders for one in self._waiting.values()))
+            self._incarnations = {peer: known for peer, known in self._incarnations.items() if peer in holders}
 
 
 def may_be_listed(contribution: Contribution, chain: ChainState) -> bool:

@@ -9,15 +9,15 @@ from swarm.messages import Contribution
 from swarm.round.commits import Listed, OpenSealed
 from swarm.round.docket import Docket, may_be_listed
 from swarm.round.facts import Fetch
-from swarm.round.own import HeldBlobs, OwnContributions
+from swarm.round.own import HeldBlobs, OwnContributions, Self
 
 
 class Exchange:
     """A contribution on the docket is held here whole, being fetched, or waits for another try; never two of these."""
 
-    def __init__(self, me: PeerId, retry_s: float) -> None:
-        self.docket = Docket()
-        self._me = me
+    def __init__(self, me: Self, retry_s: float) -> None:
+        self.docket = Docket(me.peer, me.incarnation)
+        self._me = me.peer
         self._retry_s = retry_s
         self._own = OwnContributions()
         self._held = HeldBlobs()
@@ -46,13 +46,14 @@ class Exchange:
         self._own.add(contribution, sealed)
         self._held.add(contribution.root, chain.version)
         self.docket.announce(contribution, sealed, chain)
+        self.docket.hold_here(contribution.root)
 
     def announced(self, contribution: Contribution, sealed: bytes, chain: ChainState) -> tuple[Fetch, ...]:
         """Takes an announcement; returns what to fetch for it."""
         if self.docket.announce(contribution, sealed, chain) is None:
             return ()
         if contribution.root in self._held:
-            self.docket.hold(self._me, (contribution.root,))
+            self.docket.hold_here(contribution.root)
             return ()
         return () if contribution.author == self._me else (Fetch(contribution, (contribution.author,)),)
 
@@ -60,17 +61,20 @@ class Exchange:
         """Takes an entry of a commit; returns what to fetch for it."""
         root = one.contribution.root
         is_new = self.docket.announce(one.contribution, one.sealed, chain) is not None
-        for holder in one.holders:
-            self.docket.hold(holder, (root,))
-        if not is_new or root in self._held:
+        waiting = self.docket.get(root)
+        if waiting is None:
             return ()
-        return (Fetch(one.contribution, tuple(peer for peer in one.holders if peer != self._me)),)
+        waiting.named = tuple(peer for peer in one.holders if peer != self._me)
+        if root in self._held:
+            self.docket.hold_here(root)
+            return ()
+        return (Fetch(one.contribution, waiting.named),) if is_new else ()
 
     def stored(self, root: Digest, version: int) -> None:
         """A blob has come, at this version."""
         self._held.add(root, version)
         self._retries_s.pop(root, None)
-        self.docket.hold(self._me, (root,))
+        self.docket.hold_here(root)
 
     def failed(self, root: Digest, now_s: float) -> None:
         """A blob could not be had; it is tried again, from whoever holds it by then."""
@@ -84,7 +88,8 @@ class Exchange:
             del self._retries_s[root]
             waiting = self.docket.get(root)
             if waiting is not None and root not in self._held and may_be_listed(waiting.contribution, chain):
-                fetches.append(Fetch(waiting.contribution, tuple(sorted(waiting.holders - {self._me}))))
+                known = {waiting.contribution.author, *waiting.holders, *waiting.named} - {self._me}
+                fetches.append(Fetch(waiting.contribution, tuple(sorted(known))))
         return tuple(fetches)
 
     def move(self, chain: ChainState, still_pending: tuple[int, ...]) -> None:
@@ -95,3 +100,4 @@ class Exchange:
         self._held.forget(chain.version, (*own, *self.docket.roots()))
         for contribution, sealed in self._own.pending():
             self.docket.announce(contribution, sealed, chain)
+            self.docket.hold_here(contribution.root)

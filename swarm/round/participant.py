@@ -98,7 +98,7 @@ class Participant:
         self._seals = seals
         self.presence = Presence(me.peer, self._round.leader_timeout_s)
         self._turn = Turn(chain, self.presence, view, self._deadlines.isolation_s, self._round.leader_timeout_s)
-        self._exchange = Exchange(me.peer, self._round.heartbeat_s)
+        self._exchange = Exchange(me, self._round.heartbeat_s)
         self._out = Outbox(me.peer)
         opener = self._exchange.opener(seals.open_sealed)
         self._passage = Passage(self._turn, self._exchange, self._out, self._round, opener)
@@ -257,9 +257,9 @@ class Participant:
                 self._hear(message, sealed)
             case Contribution():
                 self._out.add(*self._exchange.announced(message, sealed, self.chain))
-            case Holding(head, roots):
+            case Holding(head, incarnation, roots):
                 if head == self.chain.head:
-                    self._exchange.docket.hold(sender, roots)
+                    self._exchange.docket.hold(sender, incarnation, roots)
             case LeaderBrief():
                 self._hear_brief(sender, message)
             case RoundOpened(_, head, members):
@@ -300,7 +300,7 @@ class Participant:
                 self._out.add(*self._exchange.announced(pending, status.pending, self.chain))
             except RemoteError as error:
                 self._out.happened(PeerMisbehaved(status.peer, f"its pending contribution: {error}"[:400]))
-        self._exchange.docket.hold(status.peer, status.holding)
+        self._exchange.docket.hold(status.peer, status.incarnation, status.holding)
         self._turn.follow_others(self._out)
         if key_of(status) < self.chain.key or (status.head == self.chain.head and status.view < self.view):
             self._tell(status.peer)
@@ -388,7 +388,7 @@ class Participant:
         self._passage.tend_merge(self._deadlines.isolation_s, self._now_s)
         roots = self._holding.due(len(self.members), self._now_s)
         if roots:
-            self._out.send(self.leader, Holding(self.chain.head, roots))
+            self._out.send(self.leader, Holding(self.chain.head, self.me.incarnation, roots))
         if not self._passage.is_under_way:
             self._turn.pass_on(self._out)
         if self.is_leader and not self.syncing:

@@ -112,6 +112,7 @@ def test_collect_removes_exactly_what_nobody_pins(store: BlobStore, tmp_path: Pa
 
 
 def test_collect_leaves_downloads_and_foreign_files_alone(store: BlobStore, tmp_path: Path) -> None:
+    store.pin("round", [ROOT])
     store.partial_path(ROOT).write_bytes(b"half")
     foreign = [tmp_path / "blobs" / "notes.txt", tmp_path / "blobs" / ("z" * 64)]
     for path in foreign:
@@ -220,12 +221,23 @@ def test_broken_downloads_are_bounded_in_bytes_and_those_under_way_are_left_alon
 ) -> None:
     monkeypatch.setattr("peer.partials.MAX_PARTIAL_BYTES", 100 << 10)
     paths = [leave(store, other_root(number), 40 << 10, age_s=100.0 - number) for number in range(4)]
+    store.pin("round", map(other_root, range(4)))
     under_way = store.partials.open(other_root(0))
     store.collect()
     assert [path.exists() for path in paths] == [True, False, True, True]
     under_way.close()
     store.partials.end(other_root(0), keep=False)
     assert not paths[0].exists()
+
+
+def test_a_broken_download_goes_with_its_purpose(store: BlobStore) -> None:
+    wanted, unwanted = leave(store, other_root(1), 10), leave(store, other_root(2), 10)
+    store.pin("round", [other_root(1)])
+    store.collect()
+    assert wanted.exists() and not unwanted.exists()
+    store.pin("round", ())
+    store.collect()
+    assert not wanted.exists()
 
 
 def test_what_was_downloaded_for_a_purpose_outlives_a_restart(tmp_path: Path) -> None:

@@ -30,7 +30,7 @@ from swarm.round.exchange import Exchange
 from swarm.round.facts import HeadReached
 from swarm.round.leader import Leading, _holders
 from swarm.round.looks import LOOK_S, Looks
-from swarm.round.own import HOLDING_PAUSE_S, HoldingNews
+from swarm.round.own import HOLDING_PAUSE_S, HoldingNews, Self
 from swarm.round.relay import FANOUT, RELAYED_ABOVE, passed_on_by, sent_by_leader
 from swarm.round.rotation import Work, next_to_cut
 from swarm.schema import to_value
@@ -153,7 +153,7 @@ def test_who_brought_nothing_in_time_is_passed_over() -> None:
 
 
 def test_a_status_names_all_that_is_held_in_turns() -> None:
-    exchange = Exchange(PEERS[0], 1.0)
+    exchange = Exchange(Self(PEERS[0], "me", "cpu", 1), 1.0)
     roots = {digest_of("blob", bytes([number])) for number in range(100)}
     for number, root in enumerate(sorted(roots)):
         one = Contribution(PEERS[1], 1, number + 1, root, 1, 0, 1, 9, 9, 0, 0, START.head)
