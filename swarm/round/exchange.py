@@ -4,7 +4,6 @@ from __future__ import annotations
 
 from swarm.chain import ChainState
 from swarm.digest import Digest
-from swarm.identity import PeerId
 from swarm.messages import Contribution
 from swarm.round.commits import Listed, OpenSealed
 from swarm.round.docket import Docket, may_be_listed

@@ -1,0 +1,115 @@
+"""Who holds a contribution whole: in a peer's own words, and only in those of its living process."""
+
+from __future__ import annotations
+
+from hypothesis import given, settings
+from hypothesis import strategies as st
+
+from swarm.chain import genesis
+from swarm.digest import Digest, digest_of
+from swarm.identity import PeerId
+from swarm.messages import Contribution
+from swarm.round.commits import Listed
+from swarm.round.docket import Docket
+from swarm.round.exchange import Exchange
+from swarm.round.own import Self
+from swarm.round.roll import MAX_HEARD
+from tests.unit.message_examples import RUN
+
+START = genesis(RUN, RUN)
+PEERS = tuple(PeerId(bytes([number]) * 32) for number in range(1, 6))
+ME, AUTHOR, OTHER = PEERS[:3]
+MEMBERS = frozenset(PEERS[:3])
+
+
+def made(author: PeerId = AUTHOR, seq: int = 1, incarnation: int = 1) -> Contribution:
+    root = digest_of("blob", author.raw, seq.to_bytes(8, "big"))
+    return Contribution(author, incarnation, seq, root, 1, 0, 1, 9, 9, 0, 0, START.head)
+
+
+def docket_with(*contributions: Contribution) -> Docket:
+    docket = Docket(ME, 1)
+    for number, one in enumerate(contributions):
+        docket.announce(one, bytes([number]), START)
+    return docket
+
+
+def holders(docket: Docket, root: Digest) -> set[PeerId]:
+    waiting = docket.get(root)
+    assert waiting is not None
+    return waiting.holders
+
+
+def test_a_majority_that_lost_a_holder_is_none() -> None:
+    """It fetched the blob, died, and comes back without it: nobody may list what is held by one of two."""
+    one = made()
+    docket = docket_with(one)
+    docket.hold(OTHER, 7, (one.root,))
+    waiting = docket.get(one.root)
+    assert waiting is not None and waiting.is_held(MEMBERS)
+    docket.hold(OTHER, 8, ())
+    assert holders(docket, one.root) == {AUTHOR} and not waiting.is_held(MEMBERS)
+    docket.hold(OTHER, 7, (one.root,))  # long on its way
+    assert not waiting.is_held(MEMBERS)
+    docket.hold(OTHER, 8, (one.root,))
+    assert waiting.is_held(MEMBERS)
+
+
+def test_an_author_that_came_back_has_to_say_what_it_still_has() -> None:
+    one, two = made(), made(seq=2)
+    docket = docket_with(one)
+    docket.hold(AUTHOR, 2, ())
+    assert holders(docket, one.root) == set()
+    docket.announce(two, b"passed on by somebody", START)
+    assert holders(docket, two.root) == set()
+    docket.hold(AUTHOR, 2, (one.root,))
+    assert holders(docket, one.root) == {AUTHOR}
+
+
+def test_own_work_of_a_life_before_is_held_where_it_was_kept() -> None:
+    kept, lost = made(ME, 1), made(ME, 2)
+    exchange = Exchange(Self(ME, "me", "cpu", 2), 1.0)
+    exchange.add_own(kept, b"kept", START)
+    assert exchange.announced(lost, b"lost", START) == ()
+    assert holders(exchange.docket, kept.root) == {ME}
+    assert holders(exchange.docket, lost.root) == set()
+
+
+def test_whom_a_commit_names_is_asked_and_not_counted() -> None:
+    one = made()
+    exchange = Exchange(Self(ME, "me", "cpu", 1), 1.0)
+    (fetch,) = exchange.listed(Listed(one, b"sealed", (ME, OTHER)), START)
+    assert fetch.holders == (OTHER,)
+    assert holders(exchange.docket, one.root) == {AUTHOR}
+    exchange.failed(one.root, 5.0)
+    (again,) = exchange.retries(START, 6.0)
+    assert set(again.holders) == {AUTHOR, OTHER}
+
+
+words = st.tuples(st.sampled_from(PEERS[1:]), st.integers(1, 4), st.sets(st.integers(0, 3)))
+
+
+@settings(deadline=None, max_examples=200)
+@given(st.lists(words, max_size=30))
+def test_holders_are_those_whose_newest_process_said_so(said: list[tuple[PeerId, int, set[int]]]) -> None:
+    contributions = [made(ME, seq) for seq in range(4)]
+    docket = docket_with(*contributions)
+    for peer, incarnation, numbers in said:
+        docket.hold(peer, incarnation, [contributions[number].root for number in numbers])
+    newest = {peer: max(incarnation for other, incarnation, _ in said if other == peer) for peer, *_ in said}
+    for number, one in enumerate(contributions):
+        told = {peer for peer, incarnation, numbers in said if number in numbers and incarnation == newest[peer]}
+        assert holders(docket, one.root) == told | {ME}
+
+
+def test_who_holds_nothing_is_forgotten_when_there_are_too_many() -> None:
+    one = made(ME)
+    docket = docket_with(one)
+    for number in range(MAX_HEARD + 8):
+        docket.hold(PeerId(number.to_bytes(32, "big")), 1, ())
+    docket.hold(OTHER, 3, (one.root,))
+    docket.prune(START)
+    assert len(docket._incarnations) == 2
+    docket.hold(OTHER, 2, ())
+    docket.hold(ME, 1, ())
+    assert holders(docket, one.root) == {ME, OTHER}
