@@ -5,7 +5,8 @@ from __future__ import annotations
 
 import pytest
 
-from tests.sim.scale import TICK_S, Crowd, figures, round_config
+from tests.sim.crowd import TICK_S, Crowd, round_config
+from tests.sim.scale import figures
 
 LISTED = 16
 
