@@ -85,7 +85,7 @@ def choose_hint(view: RoundView, deadlines: Deadlines) -> str | None:
 
 def choose_list(view: RoundView, deadlines: Deadlines) -> tuple[CommitList | None, str]:
     """The commit to issue now, or None, with the reason."""
-    isolated = view.since_majority_s >= deadlines.isolation_s
+    isolated = _is_isolated(view, deadlines)
     held = [one for one in view.waiting if one.is_held(view.electorate) or (isolated and view.me in one.holders)]
     entries = tuple(sorted(_entry(one, view) for one in _first([one.contribution for one in held], view, deadlines)))
     authors = {entry.author for entry in entries}
@@ -145,10 +145,15 @@ def witnesses(lost: LostHead, roster: tuple[PeerId, ...]) -> tuple[bytes, ...]:
 
 def choose_merge(merge: Merge, view: RoundView, deadlines: Deadlines) -> CommitList | None:
     """The commit that averages another branch in, or None while no majority follows."""
-    isolated = view.since_majority_s >= deadlines.isolation_s
+    isolated = _is_isolated(view, deadlines)
     if not (view.is_followed or isolated):
         return None
     return CommitList((), view.present[:MAX_ROSTER], choose_barred(view), _is_minority(view), merge)
+
+
+def _is_isolated(view: RoundView, deadlines: Deadlines) -> bool:
+    """Whether whoever is here may go on alone. Who was frozen hears the others again before it has looked who is here."""
+    return view.since_majority_s >= deadlines.isolation_s and _is_minority(view)
 
 
 def _is_minority(view: RoundView) -> bool:

@@ -13,7 +13,17 @@ from swarm.chain import CommitList, Merge
 from swarm.digest import Digest
 from swarm.errors import StateError
 from swarm.identity import PeerId
-from swarm.messages import MAX_LOG_COMMITS, Commit, Contribution, GetLog, GetState, Holders, Log, StateRecord
+from swarm.messages import (
+    MAX_LOG_COMMITS,
+    Commit,
+    Contribution,
+    GetLog,
+    GetState,
+    Holders,
+    Log,
+    PeerStatus,
+    StateRecord,
+)
 from swarm.round import catch_up
 from swarm.round.catch_up import CatchUpRequest, Outcome
 from swarm.round.facts import BlobFailed, BlobStored, CatchUp, CatchUpEnded, Received, Unreached
@@ -85,7 +95,8 @@ class Traffic:
 
     def _arrive(self, target: Life, sender: PeerId, raw: bytes) -> None:
         _, message = unseal(raw)
-        target.heard_s[sender] = self._world.now_s
+        if isinstance(message, PeerStatus) and message.peer == sender:
+            target.heard_s[sender] = self._world.now_s
         target.take(Received(sender, message, raw))
 
     def _is_connected(self, life: Life, target: Life) -> bool:

@@ -1,0 +1,57 @@
+"""What a leader lists, with a majority and without one."""
+
+from __future__ import annotations
+
+from dataclasses import replace
+
+from swarm.chain import genesis
+from swarm.digest import digest_of
+from swarm.identity import PeerId
+from swarm.messages import Contribution
+from swarm.round.choose import Deadlines, RoundView, choose_list
+from swarm.round.docket import Waiting
+from tests.unit.message_examples import RUN
+
+PEERS = tuple(PeerId(bytes([number]) * 32) for number in range(1, 5))
+ME = PEERS[0]
+CHAIN = replace(genesis(RUN, RUN), roster=PEERS)
+DEADLINES = Deadlines(target_tokens=0, train_s=10.0, exchange_s=10.0, isolation_s=30.0, max_listed=64, local_steps=0)
+
+
+def waiting(author: PeerId, *holders: PeerId) -> Waiting:
+    root = digest_of("blob", author.raw)
+    return Waiting(Contribution(author, 1, 1, root, 1, 0, 1, 9, 9, 0, 0, CHAIN.head), b"", set(holders))
+
+
+ALONE = RoundView(
+    me=ME,
+    chain=CHAIN,
+    members=PEERS,
+    awaited=(ME,),
+    present=(ME,),
+    waiting=(waiting(ME, ME),),
+    tokens=9,
+    since_head_s=60.0,
+    since_hint_s=50.0,
+    since_majority_s=45.0,
+    since_regained_s=100.0,
+    is_followed=False,
+    lease_tokens=1000,
+    electorate=frozenset(PEERS),
+)
+
+
+def test_who_is_left_alone_goes_on_and_says_so() -> None:
+    chosen, _ = choose_list(ALONE, DEADLINES)
+    assert chosen is not None and chosen.minority and [entry.author for entry in chosen.entries] == [ME]
+    chosen, reason = choose_list(replace(ALONE, since_majority_s=29.0), DEADLINES)
+    assert chosen is None and "alone in 1 s" in reason
+
+
+def test_who_was_frozen_and_hears_the_others_lists_nothing_that_it_alone_holds() -> None:
+    """The words of all the others waited for it; it has not looked since who of them makes a majority."""
+    held = [waiting(peer, *PEERS[1:]) for peer in PEERS[1:3]]
+    thawed = replace(ALONE, awaited=PEERS, present=PEERS, waiting=(*ALONE.waiting, *held), is_followed=True)
+    chosen, _ = choose_list(thawed, DEADLINES)
+    assert chosen is not None and not chosen.minority
+    assert {entry.author for entry in chosen.entries} == set(PEERS[1:3])
