@@ -99,7 +99,6 @@ class Books:
     beta: float
     tolerance: float
     cuts: dict[PeerId, dict[int, CutFacts]] = field(default_factory=dict)
-    by_root: dict[Digest, Contribution] = field(default_factory=dict)
     told: set[Digest] = field(default_factory=set)  # contributions that left their author's trainer
     checked: dict[Digest, bool] = field(default_factory=dict)  # blobs that somebody decoded, and whether they did
     columns: Counter[str] = field(default_factory=Counter)  # of all peers, for the report
@@ -113,11 +112,16 @@ class Books:
         before_N = _vector(record.before_N)
         decoded_N = before_N * self.beta + _vector(record.delta_N) - _vector(record.after_N)
         own[made.seq] = CutFacts(made, decoded_N, before_N)
-        self.by_root[made.root] = made
+
+    def made(self, author: PeerId, seq: int) -> Contribution | None:
+        """What was cut under a number. A peer that went back to an older disk may do the same work again: the very same
+        blob has two numbers then."""
+        own = self.cuts.get(author, {})
+        return own[seq].contribution if seq in own else None
 
     def tell(self, said: Contribution) -> None:
         """A contribution is announced: one number of an author means one blob, for ever."""
-        if self.by_root.get(said.root) != said or self.cuts[said.author][said.seq].contribution != said:
+        if self.made(said.author, said.seq) != said:
             raise LawBroken("a number means one blob", f"number {said.seq} of {said.author} is announced otherwise")
         self.told.add(said.root)
 

@@ -169,9 +169,9 @@ class Laws:
         return len(self.known) - len({known.chain.version for known in self.known.values()})
 
     def _check_entry(self, parent: ChainState, chain: ChainState, entry: object) -> None:
-        made = self._world.books.by_root.get(entry.root)  # type: ignore[attr-defined]
-        said = tuple(getattr(entry, name) for name in ("author", "incarnation", "seq", "steps"))
-        if made is None or said != (made.author, made.incarnation, made.seq, made.steps):
+        made = self._world.books.made(entry.author, entry.seq)  # type: ignore[attr-defined]
+        said = tuple(getattr(entry, name) for name in ("author", "incarnation", "seq", "steps", "root"))
+        if made is None or said != (made.author, made.incarnation, made.seq, made.steps, made.root):
             raise LawBroken("a number means one blob", f"version {chain.version} lists what was never cut: {said}")
         rounds = max(1, parent.version - made.since_version + 1)
         due = min(made.tokens, rounds * self._world.config.lease_tokens)
