@@ -17,6 +17,7 @@ from peer.handoff import AdoptState, ApplyCommits, PrepareMerge
 from swarm.digest import Digest
 from swarm.errors import NetworkError, RemoteError
 from swarm.identity import PeerId
+from swarm.lease import LeaseSize
 from swarm.messages import GetLog, GetState, StateRecord, record_digest
 from swarm.round import catch_up
 from swarm.round.catch_up import Answer, CatchUpMachine, CatchUpRequest, Outcome, Wanted, by_votes
@@ -47,11 +48,11 @@ class CatchUpFailed(NetworkError):
 class Catcher:
     """Finds the way to a better head."""
 
-    def __init__(self, asker: Asker, fetcher: Fetcher, open_sealed: OpenSealed, lease_windows: int) -> None:
+    def __init__(self, asker: Asker, fetcher: Fetcher, open_sealed: OpenSealed, lease: LeaseSize) -> None:
         self._asker = asker
         self._fetcher = fetcher
         self._open_sealed = open_sealed
-        self._lease_windows = lease_windows
+        self._lease = lease
         self._refused: dict[Digest, None] = {}
 
     def refuse(self, record: StateRecord) -> None:
@@ -67,9 +68,7 @@ class Catcher:
         """
         clock = asyncio.get_running_loop().time
         started = clock()
-        machine = catch_up.catch_up(
-            replace(request, refused=frozenset(self._refused)), self._open_sealed, self._lease_windows
-        )
+        machine = catch_up.catch_up(replace(request, refused=frozenset(self._refused)), self._open_sealed, self._lease)
         outcome = await self._drive(machine)
         seconds = clock() - started
         match outcome:

@@ -74,7 +74,7 @@ class Node:
         self._parts = parts
         self._participant = parts.participant
         self._fetcher = Fetcher(parts.asker, parts.store)
-        self._catcher = Catcher(parts.asker, self._fetcher, parts.open_sealed, parts.lease_windows)
+        self._catcher = Catcher(parts.asker, self._fetcher, parts.open_sealed, parts.lease)
         self._beside: ChainState | None = None  # of the state that our branch waits to be merged into
         self._chains = chains  # that the trainer can go back to, newest first
         self._progress = work.Progress()

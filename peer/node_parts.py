@@ -13,6 +13,7 @@ from peer.network import Network
 from peer.serve import Server
 from swarm.chain import Merge
 from swarm.events import Event
+from swarm.lease import LeaseSize
 from swarm.messages import Contribution
 from swarm.round.commits import OpenSealed
 from swarm.round.participant import Participant
@@ -35,4 +36,4 @@ class NodeParts:
     check_blob: CheckBlob
     open_sealed: OpenSealed
     record_event: Callable[[float, Event], None]
-    lease_windows: int
+    lease: LeaseSize

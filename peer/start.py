@@ -283,7 +283,7 @@ class Peer:
             check_blob=check_blob,
             open_sealed=seals.open_sealed,
             record_event=self._screen.record,
-            lease_windows=config.lease_windows,
+            lease=config.lease,
         )
         return Node(parts, replica.chains)
 

@@ -10,6 +10,8 @@ from typing import Annotated, Literal
 
 from pydantic import BaseModel, ConfigDict, Field
 
+from swarm.lease import LeaseSize
+
 Positive = Annotated[int, Field(gt=0, le=2**40)]
 _LEASE_STEPS_WITHOUT_LOCAL_STEPS = 256
 Fraction = Annotated[float, Field(ge=0, le=1)]
@@ -147,3 +149,8 @@ class RunConfig(Section):
     def lease_tokens(self) -> int:
         """Tokens of one round's lease: the most that one round of one member may weigh."""
         return self.lease_windows * self.data.sequence_length
+
+    @property
+    def lease(self) -> LeaseSize:
+        """Both of them."""
+        return LeaseSize(self.lease_windows, self.lease_tokens)

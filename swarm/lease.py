@@ -37,6 +37,14 @@ class Lease:
         return self.first + self.count
 
 
+@dataclass(frozen=True, slots=True)
+class LeaseSize:
+    """What a member gets for one round: slots to train on, and so the most that its work of that round may weigh."""
+
+    windows: int
+    tokens: int
+
+
 def leases(cursor: int, roster: Sequence[PeerId], cap: int) -> dict[PeerId, Lease]:
     """Each member's slots for the round that starts at `cursor`: disjoint, together [cursor, cursor + len(roster) * cap).
 

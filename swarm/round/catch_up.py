@@ -20,8 +20,9 @@ from swarm.chain import MAX_RECENT, ChainState, apply, left_behind, left_tokens
 from swarm.digest import Digest
 from swarm.errors import RemoteError
 from swarm.identity import PeerId
+from swarm.lease import LeaseSize
 from swarm.messages import Commit, GetLog, GetState, Log, StateRecord, UnitState, record_digest
-from swarm.round.commits import OpenSealed, check_commit
+from swarm.round.commits import Listed, OpenSealed, check_commit
 
 ASKED_FOR_STATE: Final = 5  # peers whose logs are asked for, and whose state records are compared
 MAX_PAGES: Final = 4  # of a log that are followed at once
@@ -113,11 +114,11 @@ class CatchUpRequest:
     refused: Set[Digest] = frozenset()  # digests of states that could not be used before
 
 
-def catch_up(request: CatchUpRequest, open_sealed: OpenSealed, lease_windows: int) -> CatchUpMachine:
+def catch_up(request: CatchUpRequest, open_sealed: OpenSealed, lease: LeaseSize) -> CatchUpMachine:
     """Asks and fetches until it is clear what to do. Never raises for what a peer sends."""
     faults: list[str] = []
     for peer in () if request.whole else request.peers[:ASKED_FOR_STATE]:
-        outcome = yield from _by_log(request, peer, open_sealed, lease_windows)
+        outcome = yield from _by_log(request, peer, open_sealed, lease)
         if not isinstance(outcome, Failed):
             return outcome
         faults.append(f"{peer}: {outcome.reason}")
@@ -128,7 +129,7 @@ def catch_up(request: CatchUpRequest, open_sealed: OpenSealed, lease_windows: in
 # ---------------------------------------------------------------- the log
 
 
-def _by_log(request: CatchUpRequest, peer: PeerId, open_sealed: OpenSealed, lease_windows: int) -> CatchUpMachine:
+def _by_log(request: CatchUpRequest, peer: PeerId, open_sealed: OpenSealed, lease: LeaseSize) -> CatchUpMachine:
     own = request.chains[0]
     bases = {chain.head: chain for chain in (*((request.beside,) if request.beside else ()), *request.chains)}
     heads = tuple(bases)
@@ -147,8 +148,9 @@ def _by_log(request: CatchUpRequest, peer: PeerId, open_sealed: OpenSealed, leas
             base, chain = log.base, bases[log.base]
         try:
             for commit in log.commits:
-                wanted += _needed(peer, chain, commit, open_sealed)
-                chain = apply(chain, commit.commit, lease_windows)
+                listed = check_commit(chain, commit, open_sealed, lease.tokens)
+                wanted += _needed(peer, commit, listed)
+                chain = apply(chain, commit.commit, lease.windows)
                 commits.append(commit)
         except RemoteError as error:
             return Failed(str(error))
@@ -167,9 +169,8 @@ def _by_log(request: CatchUpRequest, peer: PeerId, open_sealed: OpenSealed, leas
     return Failed(str(fault)) if fault else Move(base, tuple(commits), sum(one.num_bytes for one in wanted))
 
 
-def _needed(peer: PeerId, chain: ChainState, commit: Commit, open_sealed: OpenSealed) -> list[Wanted]:
-    """The blobs of one commit of that peer's log; raises RemoteError for one that may not follow `chain`."""
-    listed = check_commit(chain, commit, open_sealed)
+def _needed(peer: PeerId, commit: Commit, listed: Sequence[Listed]) -> list[Wanted]:
+    """The blobs of one commit of that peer's log."""
     merge = commit.commit.merge
     if merge is not None:
         return [Wanted(merge.root, tuple(dict.fromkeys((peer, *commit.holders[0].peers))), merge.num_bytes)]

@@ -9,7 +9,7 @@ from swarm.chain import MAX_ROSTER, ChainState, CommitList, Entry, Merge, is_maj
 from swarm.digest import Digest
 from swarm.identity import PeerId
 from swarm.messages import Contribution
-from swarm.round.docket import Waiting
+from swarm.round.docket import Waiting, tokens_due
 
 MAX_EVIDENCE_BYTES: Final = (
     320 << 10
@@ -162,7 +162,6 @@ def _is_minority(view: RoundView) -> bool:
 
 
 def _entry(contribution: Contribution, view: RoundView) -> Entry:
-    rounds = max(1, view.chain.version - contribution.since_version + 1)
     return Entry(
         author=contribution.author,
         seq=contribution.seq,
@@ -170,7 +169,7 @@ def _entry(contribution: Contribution, view: RoundView) -> Entry:
         root=contribution.root,
         first_unit=contribution.first_unit,
         end_unit=contribution.end_unit,
-        tokens=min(contribution.tokens, rounds * view.lease_tokens),
+        tokens=tokens_due(contribution, view.chain, view.lease_tokens),
         steps=contribution.steps,
     )
 

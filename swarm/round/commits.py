@@ -14,7 +14,7 @@ from swarm.errors import RemoteError
 from swarm.events import MAX_LEFT_OUT_NAMED, MAX_LISTED_NAMED, Event, Merged, RoundCommitted
 from swarm.identity import Keypair, PeerId
 from swarm.messages import Commit, Contribution, PeerStatus, open_message, seal_message
-from swarm.round.docket import may_be_listed
+from swarm.round.docket import may_be_listed, tokens_due
 from swarm.round.facts import HeadReached
 
 _Kind = TypeVar("_Kind")
@@ -52,7 +52,7 @@ def open_as(kind: type[_Kind], raw: bytes, open_sealed: OpenSealed) -> _Kind:
     return message
 
 
-def check_commit(chain: ChainState, commit: Commit, open_sealed: OpenSealed) -> tuple[Listed, ...]:
+def check_commit(chain: ChainState, commit: Commit, open_sealed: OpenSealed, lease_tokens: int) -> tuple[Listed, ...]:
     """The contributions that a commit on `chain` lists, in its order; raises RemoteError naming the rule that it breaks."""
     if commit.parent != chain.head:
         raise RemoteError(f"its parent {commit.parent} is not {chain.head}")
@@ -66,7 +66,9 @@ def check_commit(chain: ChainState, commit: Commit, open_sealed: OpenSealed) -> 
     if not len(entries) == len(commit.announcements) == len(commit.holders):
         raise RemoteError("entries, announcements and holders of a commit are not as many")
     return tuple(
-        Listed(_announced(entry, open_as(Contribution, sealed, open_sealed), chain), sealed, holders.peers)
+        Listed(
+            _announced(entry, open_as(Contribution, sealed, open_sealed), chain, lease_tokens), sealed, holders.peers
+        )
         for entry, sealed, holders in zip(entries, commit.announcements, commit.holders, strict=True)
     )
 
@@ -130,13 +132,16 @@ def committed(commit: Commit, old: ChainState, reached: HeadReached, duration_s:
     )
 
 
-def _announced(entry: Entry, contribution: Contribution, chain: ChainState) -> Contribution:
+def _announced(entry: Entry, contribution: Contribution, chain: ChainState, lease_tokens: int) -> Contribution:
     said = (contribution.author, contribution.seq, contribution.incarnation, contribution.root, contribution.steps)
     units = (contribution.first_unit, contribution.end_unit)
     if said != (entry.author, entry.seq, entry.incarnation, entry.root, entry.steps):
         raise RemoteError(f"the entry of {entry.author} is not what it announced")
-    if units != (entry.first_unit, entry.end_unit) or entry.tokens > contribution.tokens:
-        raise RemoteError(f"the entry of {entry.author} has other units or more tokens than it announced")
+    if units != (entry.first_unit, entry.end_unit):
+        raise RemoteError(f"the entry of {entry.author} has other units than it announced")
+    due = tokens_due(contribution, chain, lease_tokens)
+    if entry.tokens != due:
+        raise RemoteError(f"the entry of {entry.author} weighs {entry.tokens} tokens where {due} are due")
     if not may_be_listed(contribution, chain):
         raise RemoteError(f"number {entry.seq} of {entry.author} may not be listed at version {chain.version + 1}")
     return contribution

@@ -119,6 +119,12 @@ class Docket:
             self._incarnations = {peer: known for peer, known in self._incarnations.items() if peer in holders}
 
 
+def tokens_due(contribution: Contribution, chain: ChainState, lease_tokens: int) -> int:
+    """What it weighs in a commit on `chain`: its tokens, but no more than the leases of the rounds it was worked on."""
+    rounds = max(1, chain.version - contribution.since_version + 1)
+    return min(contribution.tokens, rounds * lease_tokens)
+
+
 def may_be_listed(contribution: Contribution, chain: ChainState) -> bool:
     """Whether a commit on `chain` may list it: not listed yet, not too old, not from a later version."""
     age = chain.version - contribution.version

@@ -101,7 +101,7 @@ class Participant:
         self._exchange = Exchange(me, self._round.heartbeat_s)
         self._out = Outbox(me.peer)
         opener = self._exchange.opener(seals.open_sealed)
-        self._passage = Passage(self._turn, self._exchange, self._out, self._round, opener)
+        self._passage = Passage(self._turn, self._exchange, self._out, config, opener)
         seat = Seat(self._turn, self._exchange, self._passage, self._out)
         self._leadership = Leadership(seat, config, self._deadlines, self._own_report)
         self._brief: LeaderBrief | None = None

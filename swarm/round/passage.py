@@ -14,7 +14,7 @@ from typing import Final
 
 from swarm import chain as chains
 from swarm.chain import ChainState, Merge
-from swarm.config import RoundConfig
+from swarm.config import RunConfig
 from swarm.digest import Digest
 from swarm.errors import RemoteError
 from swarm.events import PeerMisbehaved
@@ -35,13 +35,11 @@ MERGE_ASKED: Final = 3  # peers on the better branch that an offer goes to; they
 class Passage:
     """At most one is under way: `commit` is being fetched, the trainer is moving to it (`is_moving`), or `is_syncing`."""
 
-    def __init__(
-        self, turn: Turn, exchange: Exchange, out: Outbox, config: RoundConfig, open_sealed: OpenSealed
-    ) -> None:
+    def __init__(self, turn: Turn, exchange: Exchange, out: Outbox, config: RunConfig, open_sealed: OpenSealed) -> None:
         self.commit: Commit | None = None
         self.is_moving = False
         self.is_syncing = False
-        self.doubts = Doubts(config.heartbeat_s)
+        self.doubts = Doubts(config.round.heartbeat_s)
         self._since_s = 0.0
         self._early: Received | None = None  # a commit on the head that the trainer is moving to
         self._behind_since_s: float | None = None
@@ -54,7 +52,8 @@ class Passage:
         self._turn = turn
         self._exchange = exchange
         self._out = out
-        self._config = config
+        self._config = config.round
+        self._lease_tokens = config.lease_tokens
         self._open_sealed = open_sealed
 
     @property
@@ -93,7 +92,7 @@ class Passage:
         if not self._turn.accept(received.sender, commit.view, self._out):
             return
         try:
-            listed = check_commit(self._turn.chain, commit, self._open_sealed)
+            listed = check_commit(self._turn.chain, commit, self._open_sealed, self._lease_tokens)
         except RemoteError as error:
             self._out.happened(PeerMisbehaved(received.sender, f"its commit: {error}"[:400]))
             return

@@ -149,7 +149,7 @@ class Member:
         self._seals = Seals.of(place.keypair, RUN)
         self._asker = Asker(_Wire(group, self.id), place.keypair, RUN)  # type: ignore[arg-type]
         self._fetcher = Fetcher(self._asker, self.store)
-        self._catcher = Catcher(self._asker, self._fetcher, self._seals.open_sealed, config.lease_windows)
+        self._catcher = Catcher(self._asker, self._fetcher, self._seals.open_sealed, config.lease)
         self.server = Server(place.keypair, RUN, b"", self.store)
         self.server.state, self.server.log = self.replica.present.record, self.replica.log
         self.server.connect(lambda sender, message, raw: self.post(Received(sender, message, raw)), list)

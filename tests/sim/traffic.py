@@ -201,7 +201,7 @@ class Traffic:
             gives_up=wish.gives_up,
             refused=life.refused,
         )
-        machine = catch_up.catch_up(request, open_sealed, self._world.config.lease_windows)
+        machine = catch_up.catch_up(request, open_sealed, self._world.config.lease)
         answer: Any = None
         while True:
             try:

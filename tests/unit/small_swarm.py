@@ -14,11 +14,13 @@ from peer.serve import Server
 from swarm.chain import ChainState, CommitList, Entry, apply, genesis, head_after
 from swarm.digest import Digest, blob_digest, digest_of
 from swarm.identity import Keypair, PeerId
+from swarm.lease import LeaseSize
 from swarm.messages import Commit, Contribution, Holders, StateRecord, UnitState, open_message, seal_message
 from swarm.net.simnet import SimNet, SimTransport
 from tests.unit.message_examples import RUN, keypair
 
 LEASE = 4
+LEASE_SIZE = LeaseSize(LEASE, 4096)
 _Result = TypeVar("_Result")
 
 

@@ -17,7 +17,7 @@ from swarm.messages import Commit, StateRecord
 from swarm.round.catch_up import CatchUpRequest
 from tests.unit.message_examples import keypair
 from tests.unit.small_swarm import (
-    LEASE,
+    LEASE_SIZE,
     Host,
     SmallSwarm,
     log_of,
@@ -31,7 +31,7 @@ AUTHORS = [keypair(2), keypair(3)]
 
 
 def catcher_of(me: Host) -> Catcher:
-    return Catcher(me.asker, Fetcher(me.asker, me.store), open_sealed, LEASE)
+    return Catcher(me.asker, Fetcher(me.asker, me.store), open_sealed, LEASE_SIZE)
 
 
 def serve(host: Host, chain: ChainState, commits: Sequence[Commit], num_units: int = 2) -> StateRecord:

@@ -32,7 +32,7 @@ from swarm.round.catch_up import (
     catch_up,
 )
 from tests.unit.message_examples import RUN, example_of, keypair
-from tests.unit.small_swarm import LEASE, START, commit_on, log_of, open_sealed, richer, state_at
+from tests.unit.small_swarm import LEASE, LEASE_SIZE, START, commit_on, log_of, open_sealed, richer, state_at
 
 KEYS = sorted((keypair(number) for number in range(2, 7)), key=lambda key: key.peer_id)
 OURS, THEIRS = KEYS[3:], KEYS[:3]  # two stay on our side of a split, three on the other
@@ -81,7 +81,7 @@ Fetch = Callable[[tuple[Wanted, ...]], str]
 
 
 def run(request: CatchUpRequest, donors: dict[PeerId, Donor], fetch: Fetch = lambda wanted: "") -> Asked:
-    machine = catch_up(request, open_sealed, LEASE)
+    machine = catch_up(request, open_sealed, LEASE_SIZE)
     questions: list[Question] = []
     answer: Any = None
     while True:

@@ -4,23 +4,28 @@ from __future__ import annotations
 
 from dataclasses import replace
 
-from swarm.chain import genesis
+import pytest
+
+from swarm.chain import CommitList, Entry, genesis
 from swarm.digest import digest_of
+from swarm.errors import RemoteError
 from swarm.identity import PeerId
-from swarm.messages import Contribution
+from swarm.messages import Commit, Contribution, Holders, seal_message
 from swarm.round.choose import Deadlines, RoundView, choose_list
+from swarm.round.commits import check_commit
 from swarm.round.docket import Waiting
-from tests.unit.message_examples import RUN
+from tests.unit.message_examples import AUTHOR, RUN
+from tests.unit.small_swarm import open_sealed
 
 PEERS = tuple(PeerId(bytes([number]) * 32) for number in range(1, 5))
 ME = PEERS[0]
-CHAIN = replace(genesis(RUN, RUN), roster=PEERS)
+CHAIN = replace(genesis(RUN, RUN), roster=PEERS, version=3)
 DEADLINES = Deadlines(target_tokens=0, train_s=10.0, exchange_s=10.0, isolation_s=30.0, max_listed=64, local_steps=0)
 
 
 def waiting(author: PeerId, *holders: PeerId) -> Waiting:
     root = digest_of("blob", author.raw)
-    return Waiting(Contribution(author, 1, 1, root, 1, 0, 1, 9, 9, 0, 0, CHAIN.head), b"", set(holders))
+    return Waiting(Contribution(author, 1, 1, root, 1, 0, 1, 9, 9, 3, 3, CHAIN.head), b"", set(holders))
 
 
 ALONE = RoundView(
@@ -55,3 +60,21 @@ def test_who_was_frozen_and_hears_the_others_lists_nothing_that_it_alone_holds()
     chosen, _ = choose_list(thawed, DEADLINES)
     assert chosen is not None and not chosen.minority
     assert {entry.author for entry in chosen.entries} == set(PEERS[1:3])
+
+
+@pytest.mark.parametrize(("since_version", "due"), [(3, 1000), (2, 2000), (0, 4000), (9, 1000)])
+def test_whoever_leads_the_leases_cap_what_a_contribution_weighs(since_version: int, due: int) -> None:
+    """Its leader may neither favour nor slight anybody: all members count for themselves."""
+    author = AUTHOR.peer_id
+    made = replace(waiting(author).contribution, tokens=5000, since_version=since_version)
+    sealed = seal_message(AUTHOR, RUN, made)
+
+    def listing(tokens: int) -> Commit:
+        entry = Entry(author, made.seq, made.incarnation, made.root, 0, 1, tokens, made.steps)
+        return Commit(0, CHAIN.head, CommitList((entry,), ()), (sealed,), (Holders((author,)),), "a test")
+
+    (listed,) = check_commit(CHAIN, listing(due), open_sealed, 1000)
+    assert listed.contribution == made
+    for tokens in (5000, due + 1, due - 1):
+        with pytest.raises(RemoteError, match=f"weighs {tokens} tokens where {due} are due"):
+            check_commit(CHAIN, listing(tokens), open_sealed, 1000)

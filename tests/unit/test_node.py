@@ -30,7 +30,7 @@ from swarm.round.own import Self
 from swarm.round.participant import Participant
 from tests.unit.message_examples import RUN
 from tests.unit.small_swarm import (
-    LEASE,
+    LEASE_SIZE,
     START,
     Host,
     SmallSwarm,
@@ -101,7 +101,7 @@ class Peer:
                 check_blob=self._check,
                 open_sealed=open_sealed,
                 record_event=lambda _, event: self.events.append(event),
-                lease_windows=LEASE,
+                lease=LEASE_SIZE,
             ),
             (START,),
         )

@@ -5,7 +5,7 @@ from __future__ import annotations
 from dataclasses import replace
 
 from swarm.chain import Merge, genesis
-from swarm.config import RoundConfig
+from swarm.config import RoundConfig, RunConfig
 from swarm.digest import digest_of
 from swarm.identity import PeerId
 from swarm.messages import MergeOffer, PeerStatus
@@ -32,7 +32,9 @@ class Branch:
         self.presence = Presence(ME, silence_s=4.0)
         turn = Turn(OWN, self.presence, 0, PATIENCE_S, 4.0)
         self.exchange = Exchange(Self(ME, "me", "cpu", 1), 1.0)
-        self.passage = Passage(turn, self.exchange, self.out, RoundConfig(heartbeat_s=1.0), lambda sealed: sealed)
+        self.passage = Passage(
+            turn, self.exchange, self.out, RunConfig(round=RoundConfig(heartbeat_s=1.0)), lambda sealed: sealed
+        )
 
     def hear_of_better(self, now_s: float) -> None:
         status: PeerStatus = example_of(PeerStatus)
