@@ -22,6 +22,7 @@ HOLDING_PAUSE_S: Final = (
 )
 
 HELD_VERSIONS: Final = MAX_AGE_VERSIONS + 2  # a contribution older than that is in a kept log, or never will be
+OWN_REMEMBERED: Final = 6  # more than an undo can bring back: two heads, each listing what is two versions old at most
 _BEATS_PER_INCARNATION: Final = 1 << 32  # a restart's first beat is above any beat of the life before
 
 
@@ -50,7 +51,10 @@ class OwnContributions:
     def move(self, still_pending: tuple[int, ...], version: int) -> None:
         """A new head: these are pending now; what no undo can bring back is forgotten."""
         oldest = version - 2 * MAX_AGE_VERSIONS
-        self._known = {seq: own for seq, own in self._known.items() if seq in still_pending or own[0].version >= oldest}
+        young = [seq for seq, own in self._known.items() if own[0].version >= oldest]
+        # A branch that was left may have been longer than the chain it is merged into: all of its numbers look young there.
+        kept = {*still_pending, *sorted(young)[-OWN_REMEMBERED:]}
+        self._known = {seq: own for seq, own in self._known.items() if seq in kept}
         self._pending = tuple(sorted(set(still_pending) & set(self._known)))
 
     def pending(self) -> tuple[tuple[Contribution, bytes], ...]:

@@ -2,6 +2,8 @@
 
 from __future__ import annotations
 
+from dataclasses import replace
+
 from hypothesis import given, settings
 from hypothesis import strategies as st
 
@@ -12,7 +14,7 @@ from swarm.messages import Contribution
 from swarm.round.commits import Listed
 from swarm.round.docket import Docket
 from swarm.round.exchange import Exchange
-from swarm.round.own import Self
+from swarm.round.own import OWN_REMEMBERED, OwnContributions, Self
 from swarm.round.roll import MAX_HEARD
 from tests.unit.message_examples import RUN
 
@@ -113,3 +115,17 @@ def test_who_holds_nothing_is_forgotten_when_there_are_too_many() -> None:
     docket.hold(OTHER, 2, ())
     docket.hold(ME, 1, ())
     assert holders(docket, one.root) == {ME, OTHER}
+
+
+def test_what_was_cut_on_a_longer_branch_is_forgotten_on_the_chain_that_merged_it() -> None:
+    own = OwnContributions()
+    for seq in range(1, 30):
+        own.add(replace(made(ME, seq), version=100 + seq), b"sealed")
+        own.move((seq,), 100 + seq)
+        assert len(own._known) <= OWN_REMEMBERED
+    own.move((), 10)
+    for seq in range(30, 60):
+        own.add(replace(made(ME, seq), version=seq - 20), b"sealed")
+        own.move((seq,), seq - 20)
+        assert len(own._known) <= OWN_REMEMBERED + 1
+        assert [one.seq for one, _ in own.pending()] == [seq]
