@@ -279,7 +279,7 @@ class Soak:
             "seconds": round(time.time() - self._began_s, 1),
             "seed": self._options.plan.seed,
             "version": story.newest,
-            "rounds_per_minute": round(60.0 / story.median_round_s(), 2) if gaps else 0.0,
+            "rounds_per_minute": round(60.0 * len(gaps) / max(1.0, sum(gaps)), 2),
             "gap_s": {"median": _at(gaps, 0.5), "99 of 100": _at(gaps, 0.99), "longest": _at(gaps, 1.0)},
             "faults": dict(self._faults.counts),
             "lives": sum(slot.life for slot in self._faults.slots.values()),
