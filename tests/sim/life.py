@@ -217,6 +217,7 @@ class Life:
         except StateError as error:
             self.world.say(f"{peer.name} ends: {error}")
             self.world.fate.ended(peer)
+            self.is_alive = False  # also one that was just about to begin
             return
         self.after(seconds, self._play)
 

@@ -264,6 +264,8 @@ class World:
             self.say(f"{peer.name} does not start: {error}")
             self.fate.ended(peer)
             return
+        if not life.is_alive:
+            return  # its first turn could not write; it is started again
         peer.life = life
         self.say(f"{peer.name} starts at version {life.machine.chain.version}")
         life.spawn(self._ticks(life))
