@@ -35,7 +35,7 @@ class Disk:
     blobs: dict[Digest, bytes] = field(default_factory=dict)
     generations: list[Written] = field(default_factory=list)  # newest first
     is_full: bool = False
-    is_lost: bool = False  # with all that others had been told is on it
+    lost: frozenset[Digest] = frozenset()  # blobs that were on it when it was lost: others had been told so
     write_s: float = WRITE_S  # to write one generation
 
     def write(self, written: Written) -> None:

@@ -234,7 +234,7 @@ class Laws:
         now_s = self._world.now_s
         for root in (entry.root for entry in commit.commit.entries):
             members = [peer for peer in map(self._world.by_id, roster) if peer is not None]
-            holders = [peer for peer in members if root in peer.disk.blobs or peer.disk.is_lost]
+            holders = [peer for peer in members if root in peer.disk.blobs or root in peer.disk.lost]
             if 2 * len(holders) > len(roster):
                 continue
             since_s = self.isolation_s - self._round.leader_timeout_s - 2 * self._round.heartbeat_s

@@ -278,7 +278,7 @@ class World:
         self.has_moved = True
         peer.life.is_alive, peer.life = False, None
         if damage is DiskFate.LOST:
-            peer.disk.is_lost = True
+            peer.disk.lost = frozenset(peer.disk.blobs)
             peer.disk.blobs.clear()
             peer.disk.generations.clear()
             if back_s is not None:
