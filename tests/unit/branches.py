@@ -1,0 +1,57 @@
+"""Two branches of one run, small enough to list by hand."""
+
+from __future__ import annotations
+
+from dataclasses import dataclass, replace
+from typing import Any
+
+from swarm.chain import ChainState, CommitList, Entry, Merge, apply, genesis, left_behind
+from swarm.digest import ZERO_DIGEST, digest_of
+from swarm.identity import PeerId
+from tests.unit.message_examples import RUN
+
+PEERS = tuple(PeerId(bytes([number]) * 32) for number in range(1, 6))
+LEASE = 7
+START = genesis(RUN, ZERO_DIGEST)
+
+
+def entry(author: PeerId, seq: int, tokens: int) -> Entry:
+    root = digest_of("test", author.raw, seq.to_bytes(8, "little"))
+    return Entry(author, seq, 1, root, 0, 4, tokens, 3)
+
+
+@dataclass(frozen=True)
+class Branch:
+    """A chain with what it lists, as a plain set: author, number -> tokens."""
+
+    state: ChainState
+    listed: dict[tuple[PeerId, int], int]
+
+    def grow(self, authors: tuple[PeerId, ...], tokens: int, rounds: int = 1) -> Branch:
+        state, listed = self.state, dict(self.listed)
+        for _ in range(rounds):
+            entries = tuple(sorted(entry(one, state.highest_seq(one) + 1, tokens) for one in authors))
+            state = apply(state, CommitList(entries, ()), LEASE)
+            listed |= {(one.author, one.seq): one.tokens for one in entries}
+        return Branch(state, listed)
+
+    def merge_of(self, left: Branch, **changes: Any) -> Merge:
+        """What a peer of `left` would offer to this one."""
+        merge = Merge(
+            left=left.state.head,
+            tokens=left.state.tokens,
+            cursor=left.state.cursor + LEASE * len(left.state.roster),
+            listed=left_behind(left.state, self.state),
+            base=self.state.head,
+            root=digest_of("blob", left.state.head.raw),
+            num_bytes=100,
+        )
+        return replace(merge, **changes)
+
+    def merged(self, left: Branch) -> Branch:
+        commit = CommitList((), self.state.roster, merge=self.merge_of(left))
+        return Branch(apply(self.state, commit, LEASE), self.listed | left.listed)
+
+
+FORK = Branch(START, {}).grow(PEERS, 10, rounds=3)
+OURS, THEIRS = FORK.grow(PEERS[:3], 20, rounds=5), FORK.grow(PEERS[3:], 20, rounds=5)
