@@ -54,6 +54,7 @@ class Account:
     done: int = 0  # tokens
     columns: tuple[tuple[str, int], ...] = ()
     seqs: frozenset[int] = frozenset()  # numbers it cut
+    gone: frozenset[int] = frozenset()  # those it left on a branch, their records gone: a merge may still bring them
 
     @classmethod
     def empty(cls, size: int) -> Account:
@@ -164,13 +165,13 @@ class Books:
         lost = [seq for seq in undone if seq not in before.ledger.listed]
         twice = [seq for seq in newly if seq in before.ledger.withdrawn]
         for seq in (*unknown, *lost):
-            if seq in account.seqs and own[seq].contribution.version >= old.version - UNDO_DEPTH:
+            if seq in account.seqs - account.gone and own[seq].contribution.version >= old.version - UNDO_DEPTH:
                 raise LawBroken("records are kept", f"{life.peer.name} has no record of its number {seq}")
         changes = {
             RECOVERED: -sum(own[seq].contribution.tokens for seq in unknown),
             LEFT_FORK: sum(own[seq].contribution.tokens for seq in lost),
         }
-        account = account.booked(changes)
+        account = replace(account.booked(changes), gone=account.gone | set(lost))
         if before.gives_up or twice:
             _, left = self._gaps(life, account)
             missing = left - sum(amount for _, amount in account.columns)
