@@ -32,7 +32,7 @@ class Exchange:
 
     def held_waiting(self, count: int, turn: int) -> tuple[Digest, ...]:
         """The blobs held here whose contributions wait for a commit; of more than `count` others each turn."""
-        held = tuple(root for root in self.docket.roots() if root in self._held)
+        held = tuple(root for root in self.docket.roots() if self._is_here(root))
         first = turn * count % max(1, len(held))
         return held if len(held) <= count else (*held[first:], *held[:first])[:count]
 
@@ -51,7 +51,7 @@ class Exchange:
         """Takes an announcement; returns what to fetch for it."""
         if self.docket.announce(contribution, sealed, chain) is None:
             return ()
-        if contribution.root in self._held:
+        if self._is_here(contribution.root):
             self.docket.hold_here(contribution.root)
             return ()
         return () if contribution.author == self._me else (Fetch(contribution, (contribution.author,)),)
@@ -64,7 +64,7 @@ class Exchange:
         if waiting is None:
             return ()
         waiting.named = tuple(peer for peer in one.holders if peer != self._me)
-        if root in self._held:
+        if self._is_here(root):
             self.docket.hold_here(root)
             return ()
         return (Fetch(one.contribution, waiting.named),) if is_new else ()
@@ -86,7 +86,7 @@ class Exchange:
         for root in due:
             del self._retries_s[root]
             waiting = self.docket.get(root)
-            if waiting is not None and root not in self._held and may_be_listed(waiting.contribution, chain):
+            if waiting is not None and not self._is_here(root) and may_be_listed(waiting.contribution, chain):
                 known = {waiting.contribution.author, *waiting.holders, *waiting.named} - {self._me}
                 fetches.append(Fetch(waiting.contribution, tuple(sorted(known))))
         return tuple(fetches)
@@ -95,8 +95,12 @@ class Exchange:
         """A new head: what it lists is done with, and own numbers that it undid are back on the docket."""
         self._own.move(still_pending, chain.version)
         self.docket.prune(chain)
-        own = (contribution.root for contribution, _ in self._own.pending())
-        self._held.forget(chain.version, (*own, *self.docket.roots()))
+        self._held.forget(chain.version, (contribution.root for contribution, _ in self._own.pending()))
         for contribution, sealed in self._own.pending():
             self.docket.announce(contribution, sealed, chain)
             self.docket.hold_here(contribution.root)
+
+    def _is_here(self, root: Digest) -> bool:
+        """Whether a blob on the docket is here for as long as it is wanted."""
+        waiting = self.docket.get(root)
+        return waiting is not None and self._held.holds_for(waiting.contribution)

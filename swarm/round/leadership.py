@@ -9,6 +9,7 @@ from collections.abc import Callable
 from dataclasses import dataclass
 from typing import Final
 
+from swarm.chain import ChainState
 from swarm.config import RunConfig
 from swarm.events import RoundSkipped
 from swarm.identity import PeerId
@@ -59,8 +60,13 @@ class Leadership:
         last, turn = self._last, self._seat.turn
         return last if last is not None and (last.view, last.head) == (turn.view, turn.chain.head) else None
 
+    def move(self, chain: ChainState) -> None:
+        """A new head."""
+        self._last = None
+        self.merges.move(chain)
+
     def reset(self) -> None:
-        """A new head, or the one that we were to move to was not reached. Who is not merged offers itself again."""
+        """The head that we were to move to was not reached."""
         self._last = None
         self.merges.clear()
 

@@ -6,6 +6,7 @@ import heapq
 import math
 from typing import Final
 
+from swarm.chain import leader_of
 from swarm.identity import PeerId
 from swarm.round.turn import Turn
 
@@ -17,10 +18,13 @@ PROBED: Final = 8  # of them, at a time: a swarm that was split meets again by t
 _LATELY_S: Final = 60.0
 
 
-def of_heartbeat(turn: Turn, beats: int, heartbeat_s: float) -> tuple[PeerId, ...]:
-    """Members tell their leader. A leader tells members who do not beat, in case they follow another or are elsewhere.
+def of_heartbeat(turn: Turn, beats: int, heartbeat_s: float, view_before: int) -> tuple[PeerId, ...]:
+    """Members tell their leader. A leader tells members who do not beat, in case they follow another or are elsewhere; and
+    all of them once it is in another view than at the heartbeat before, so that nobody waits for it.
     Where there is no roster the lowest id leads, whoever that is: the lowest ones known are told."""
     presence = turn.presence
+    if view_before != turn.view and leader_of(view_before, turn.roster) == presence.me:
+        return tuple(peer for peer in turn.members if not presence.has_left(peer))
     if not turn.roster:
         here = (heard.status.peer for heard in presence.roll.all() if not heard.left)
         return tuple(heapq.nsmallest(MAX_LISTENERS, here, key=lambda peer: peer.raw))

@@ -7,7 +7,7 @@ from dataclasses import dataclass
 from typing import Final
 
 from swarm import chain as chains
-from swarm.chain import ChainState, Merge
+from swarm.chain import ChainState, InvalidList, Merge
 from swarm.digest import Digest
 from swarm.identity import PeerId
 from swarm.messages import MergeOffer
@@ -26,7 +26,8 @@ class Offered:
 
 
 class Merges:
-    """The offers on the table; empty after each head, since whoever is not merged offers again."""
+    """The offers on the table. Those that may still be merged stay there from head to head: in a swarm whose rounds are
+    short, offers would never have had time to gather otherwise."""
 
     def __init__(self, gather_s: float) -> None:
         self._gather_s = gather_s  # several peers of a branch come with different heads of it: the last one is wanted
@@ -67,6 +68,20 @@ class Merges:
         """Its blob could not be had: the next one may."""
         self._offers = {merge: one for merge, one in self._offers.items() if merge.root != root}
 
+    def move(self, chain: ChainState) -> None:
+        """A new head: what may be merged there, too, stays; a blob that has not come, or went, is asked for again."""
+        self._offers = {merge: one for merge, one in self._offers.items() if _may_follow(chain, merge)}
+        for one in self._offers.values():
+            one.is_asked = False
+
     def clear(self) -> None:
-        """A new head."""
+        """A head that we were to move to was not reached: a merge may have been why. Who is not merged offers again."""
         self._offers.clear()
+
+
+def _may_follow(chain: ChainState, merge: Merge) -> bool:
+    try:
+        chains.check_merge(chain, merge)
+    except InvalidList:
+        return False
+    return True

@@ -74,9 +74,14 @@ class HeldBlobs:
         while len(self._roots) > MAX_HELD_BLOBS:
             del self._roots[next(iter(self._roots))]
 
+    def holds_for(self, contribution: Contribution) -> bool:
+        """Whether the blob stays here for as long as a commit may list the contribution. A peer that went back to an older
+        disk may do the same work again: bytes that came before it was done would be collected too early."""
+        return self._roots.get(contribution.root, -1) >= contribution.version
+
     def forget(self, version: int, needed: Iterable[Digest]) -> None:
-        """A new head: what came HELD_VERSIONS before may be gone from the disk, unless it is `needed`. A contribution that
-        is announced once more, with the same bytes under another number, is then fetched once more."""
+        """A new head: what came HELD_VERSIONS before may be gone from the disk, unless it is `needed`: pinned by the state
+        that is saved."""
         keep = set(needed)
         oldest = version - HELD_VERSIONS
         self._roots = {root: came for root, came in self._roots.items() if came >= oldest or root in keep}

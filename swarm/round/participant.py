@@ -294,6 +294,7 @@ class Participant:
             return
         if self.presence.hear(status, sealed, self._now_s):
             self._out.happened(PeerJoined(status.peer, status.name))
+        self._turn.hear(status)
         if status.pending is not None and self._exchange.docket.opened(status.pending) is None:
             try:
                 pending = open_as(Contribution, status.pending, self._seals.open_sealed)
@@ -367,7 +368,7 @@ class Participant:
         self.state_digest = reached.state_digest
         self._brief = None
         self._holding.clear()
-        self._leadership.reset()
+        self._leadership.move(reached.chain)
         self._beat_due_s = self._now_s
         self._turn.move(reached.chain, None if commit is None else commit.view)
         if commit is not None:
@@ -396,15 +397,15 @@ class Participant:
             if hinted is not None:
                 self._request_cut(hinted)
         if self._now_s >= self._beat_due_s or self.view != self._beaten_view:
-            self._beaten_view = self.view
             self._beat_due_s = self._now_s + self._round.heartbeat_s
             self._told = 0
             self._beat()
 
     def _beat(self) -> None:
         status = self.status()
-        for peer in listeners.of_heartbeat(self._turn, self._beats, self._round.heartbeat_s):
+        for peer in listeners.of_heartbeat(self._turn, self._beats, self._round.heartbeat_s, self._beaten_view):
             self._out.send(peer, status)
+        self._beaten_view = self.view
 
     # ---------------------------------------------------------------- small change
 

@@ -24,8 +24,8 @@ class Views:
     """The view this peer is in, and whether it is led there.
 
     A view changes when its leader is silent, or when the rightful leader of another one speaks to somebody who is not led.
-    Who is led listens to no other leader, so one peer with a bad link deposes nobody; who is not led follows a later leader,
-    or goes back to an earlier one whom the others never left.
+    Who is led listens to no other leader, so one peer with a bad link deposes nobody; who is not led, or no more since its
+    leader turned to another view itself, follows a later leader, or goes back to an earlier one whom the others never left.
     """
 
     def __init__(self, view: int = 0) -> None:
@@ -48,6 +48,10 @@ class Views:
         """Turns to a view whose leader has not been heard yet."""
         self.view = view
         self.leader_heard_s = now_s
+        self.is_led = False
+
+    def let_go(self) -> None:
+        """Our leader leads this view no more: whoever else may lead is listened to."""
         self.is_led = False
 
     def lose(self, now_s: float) -> None:
@@ -168,6 +172,14 @@ class Turn:
         common = self._views.common_view([one.view for one in self.at_head() if one.peer in self.electorate])
         if common is not None:
             self._enter(common, "the others are in it", out)
+
+    def hear(self, status: PeerStatus) -> None:
+        """A leader that has turned to another view leads us no more. Who went on listening to it alone would take the lead
+        from the next one later, as that one took it from ours: so three peers of a roster of four never came together."""
+        known = self.presence.roll.get(status.peer)
+        is_news = known is not None and known.status is status
+        if is_news and status.peer == self.leader and status.head == self.chain.head and status.view != self.view:
+            self._views.let_go()
 
     def pass_on(self, out: Outbox) -> None:
         """Turns to the next leader when ours is silent, or has left."""

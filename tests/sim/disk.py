@@ -36,6 +36,7 @@ class Disk:
     generations: list[Written] = field(default_factory=list)  # newest first
     is_full: bool = False
     lost: frozenset[Digest] = frozenset()  # blobs that were on it when it was lost: others had been told so
+    collected: set[Digest] = field(default_factory=set)  # blobs that were on it, and that nobody pinned any more
     write_s: float = WRITE_S  # to write one generation
 
     def write(self, written: Written) -> None:
@@ -80,6 +81,7 @@ class DiskBlobs:
         doomed = self._disk.blobs.keys() - set().union(*self._pins.values())
         for root in doomed:
             del self._disk.blobs[root]
+        self._disk.collected |= doomed
         return len(doomed)
 
     def __len__(self) -> int:

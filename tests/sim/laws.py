@@ -23,7 +23,7 @@ from tests.sim.wires import open_sealed
 from tests.sim.workshop import precision_of
 
 if TYPE_CHECKING:
-    from tests.sim.life import Life
+    from tests.sim.life import Life, Peer
     from tests.sim.world import World
 
 WATCH_EVERY_S = 5.0
@@ -225,6 +225,12 @@ class Laws:
         if roster and roster[commit.view % len(roster)] != sender:
             raise LawBroken("one leader a view", f"{life.peer.name} follows {sender} in view {commit.view}")
 
+    @staticmethod
+    def _held(peer: Peer, root: Digest, head: ChainState) -> bool:
+        """Whether it holds the blob, or held it: on a disk since lost, or until it left this branch for a better one."""
+        left = peer.life is not None and _rank(peer.life.machine.chain) > _rank(head)
+        return root in peer.disk.blobs or root in peer.disk.lost or (left and root in peer.disk.collected)
+
     def check_issued(self, life: Life, commit: Commit) -> None:
         """A leader's commit, in front of its first message: a majority holds what it lists, or nobody else is there."""
         roster = life.machine.chain.roster
@@ -234,7 +240,7 @@ class Laws:
         now_s = self._world.now_s
         for root in (entry.root for entry in commit.commit.entries):
             members = [peer for peer in map(self._world.by_id, roster) if peer is not None]
-            holders = [peer for peer in members if root in peer.disk.blobs or root in peer.disk.lost]
+            holders = [peer for peer in members if self._held(peer, root, life.machine.chain)]
             if 2 * len(holders) > len(roster):
                 continue
             since_s = self.isolation_s - self._round.leader_timeout_s - 2 * self._round.heartbeat_s

@@ -186,6 +186,7 @@ class Traffic:
         life.pin(root)
         got = yield from self._get_blob(life, root, holders, self._world.blob_bytes)
         whole = got and life.shop.checks(contribution, life.shop.store.read(root))
+        life.pin(root)  # for as long as the machine says that it is here
         life.take(BlobStored(root) if whole else BlobFailed(root, "nobody has it"))
 
     # ---------------------------------------------------------------- catching up: the product's machine asks, we answer
