@@ -7,14 +7,14 @@ from dataclasses import replace
 from hypothesis import given, settings
 from hypothesis import strategies as st
 
-from swarm.chain import genesis
+from swarm.chain import MAX_AGE_VERSIONS, genesis
 from swarm.digest import Digest, digest_of
 from swarm.identity import PeerId
 from swarm.messages import Contribution
 from swarm.round.commits import Listed
 from swarm.round.docket import Docket
 from swarm.round.exchange import Exchange
-from swarm.round.own import OWN_REMEMBERED, OwnContributions, Self
+from swarm.round.own import HELD_VERSIONS, OWN_REMEMBERED, OwnContributions, Self
 from swarm.round.roll import MAX_HEARD
 from tests.unit.message_examples import RUN
 
@@ -115,6 +115,29 @@ def test_who_holds_nothing_is_forgotten_when_there_are_too_many() -> None:
     docket.hold(OTHER, 2, ())
     docket.hold(ME, 1, ())
     assert holders(docket, one.root) == {ME, OTHER}
+
+
+def test_bytes_announced_under_a_later_number_are_kept_anew() -> None:
+    """An author went back to an older disk and did the same work again. The blob came with the first number, and its time on
+    the disk is counted from then: it was collected while a leader still counted on it."""
+    exchange, chain = Exchange(Self(ME, "me", "cpu", 1), 2.0), START
+    first = replace(made(), version=0)
+    (fetch,) = exchange.announced(first, b"first", chain)
+    assert fetch.contribution == first
+    exchange.stored(first.root, 0)
+    later = replace(START, version=HELD_VERSIONS - 1)
+    exchange.move(later, ())
+    assert exchange.holds(first.root) and not list(exchange.docket.roots())
+    again = replace(first, seq=2, version=later.version)
+    (fetch,) = exchange.announced(again, b"again", later)
+    assert fetch.contribution == again and exchange.held_waiting(9, 0) == ()
+    assert holders(exchange.docket, again.root) == {AUTHOR}
+    exchange.failed(again.root, 0.0)
+    assert [one.contribution for one in exchange.retries(later, 2.0)] == [again]
+    exchange.stored(again.root, later.version)
+    assert holders(exchange.docket, again.root) == {AUTHOR, ME} and exchange.held_waiting(9, 0) == (again.root,)
+    exchange.move(replace(START, version=later.version + MAX_AGE_VERSIONS), ())
+    assert exchange.held_waiting(9, 0) == (again.root,), "for as long as it may be listed"
 
 
 def test_what_was_cut_on_a_longer_branch_is_forgotten_on_the_chain_that_merged_it() -> None:

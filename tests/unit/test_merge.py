@@ -272,6 +272,31 @@ def test_the_branch_with_most_tokens_is_wanted_once_offers_had_time_to_gather() 
     assert table.wanted(held.__contains__, 99.0) is None
 
 
+def test_in_short_rounds_offers_gather_from_head_to_head() -> None:
+    """Once never merged: the table was cleared at each head, sooner than offers had time to gather."""
+    table, merge, ours = Merges(4.0), OURS.merge_of(THEIRS), OURS
+    table.offered(offer(PEERS[3], merge), ours.state, 0.0)
+    assert [one.merge for one in table.ask()] == [merge]
+    for now_s in (1.0, 2.5, 4.0):
+        assert table.wanted(lambda root: True, now_s - 0.1) is None
+        ours = ours.grow(PEERS[:3], 20)
+        table.move(ours.state)
+        assert [one.merge for one in table.ask()] == [merge], "a blob that went is asked for again"
+    wanted = table.wanted(lambda root: True, 4.0)
+    assert wanted is not None and wanted.merge == merge
+    check_merge(ours.state, wanted.merge)
+
+
+def test_what_was_merged_or_came_too_late_leaves_the_table() -> None:
+    merge, other = OURS.merge_of(THEIRS), OURS.merge_of(FORK.grow(PEERS[3:4], 9, 2))
+    for after in (OURS.merged(THEIRS), OURS.grow(PEERS[:3], 20, MAX_RECENT + 1)):
+        table = Merges(0.0)
+        table.offered(offer(PEERS[3], merge), OURS.state, 0.0)
+        table.offered(offer(PEERS[4], other), OURS.state, 0.0)
+        table.move(after.state)
+        assert table.ask() == ()
+
+
 def test_a_blob_that_does_not_come_keeps_nobody_waiting() -> None:
     table = Merges(2.0)
     missing, here = OURS.merge_of(THEIRS), OURS.merge_of(FORK.grow(PEERS[3:4], 9, 2))

@@ -1,13 +1,22 @@
-"""The law of views: who may lead a peer, from where it stands."""
+"""The law of views: who may lead a peer, from where it stands, and who is told that it leads no more."""
 
 from __future__ import annotations
 
+from dataclasses import replace
+
+import pytest
 from hypothesis import given
 from hypothesis import strategies as st
 
-from swarm.chain import leader_of
+from swarm.chain import CommitList, Entry, apply, genesis, leader_of
+from swarm.digest import ZERO_DIGEST, Digest
 from swarm.identity import PeerId
-from swarm.round.turn import MAX_VIEW, Views
+from swarm.messages import PeerStatus
+from swarm.round import listeners
+from swarm.round.outbox import Outbox
+from swarm.round.presence import Presence
+from swarm.round.turn import MAX_VIEW, Turn, Views
+from tests.unit.message_examples import RUN, example_of
 
 ROSTER = tuple(PeerId(bytes([number]) * 32) for number in range(5))
 VIEWS = st.integers(0, 40)
@@ -63,3 +72,71 @@ def test_a_newcomer_looks_where_most_of_the_others_are(others: list[int]) -> Non
     if found is not None:
         assert sum(view <= found for view in others) * 2 >= len(others) <= 2 * sum(view >= found for view in others)
     assert led_in(1000).common_view(others) is None
+
+
+# -------------------------------------------------------------------- leaders that turn away
+
+ENTRIES = tuple(Entry(peer, 1, 1, Digest(bytes([number + 9]) * 32), 0, 1, 5, 1) for number, peer in enumerate(ROSTER))
+HEAD = apply(genesis(RUN, ZERO_DIGEST), CommitList(ENTRIES, ()), 7)
+FIRST, SECOND, ME = ROSTER[0], ROSTER[1], ROSTER[2]
+
+
+def turn_of(me: PeerId, view: int = 0) -> Turn:
+    turn = Turn(HEAD, Presence(me, 8.0), view, 30.0, 8.0)
+    turn.begin(0.0)
+    return turn
+
+
+def status_of(peer: PeerId, view: int, beat: int = 1, head: Digest = HEAD.head) -> PeerStatus:
+    return replace(example_of(PeerStatus), peer=peer, beat=beat, view=view, head=head)
+
+
+def hear(turn: Turn, status: PeerStatus) -> None:
+    turn.presence.hear(status, b"", 0.0)
+    turn.hear(status)
+
+
+def test_who_is_led_by_one_that_follows_another_listens_to_that_one() -> None:
+    """Three of four that are left, all needed for a majority, once deposed each other for ever: each new leader took the one
+    before it from its follower, who went on listening to that one alone until it took the lead itself."""
+    turn, out = turn_of(ME), Outbox(ME)
+    assert turn.accept(FIRST, 0, out) and not turn.accept(SECOND, 1, out)
+    hear(turn, status_of(FIRST, view=1))
+    assert turn.view == 0 and turn.accept(SECOND, 1, out) and turn.view == 1
+
+
+@pytest.mark.parametrize(
+    "said",
+    [
+        status_of(FIRST, view=0),
+        status_of(SECOND, view=1),
+        status_of(FIRST, view=1, head=ZERO_DIGEST),
+    ],
+    ids=["the leader in its view", "somebody else in another", "the leader at another head"],
+)
+def test_nothing_else_deposes_a_leader(said: PeerStatus) -> None:
+    turn, out = turn_of(ME), Outbox(ME)
+    turn.accept(FIRST, 0, out)
+    hear(turn, said)
+    assert not turn.accept(SECOND, 1, out)
+
+
+def test_what_a_leader_said_earlier_does_not_depose_it() -> None:
+    turn, out = turn_of(ME), Outbox(ME)
+    hear(turn, status_of(FIRST, view=0, beat=5))
+    turn.accept(FIRST, 0, out)
+    hear(turn, status_of(FIRST, view=1, beat=4))  # long on its way
+    assert not turn.accept(SECOND, 1, out)
+
+
+def test_a_leader_that_turns_to_another_view_tells_its_members() -> None:
+    turn, out = turn_of(FIRST), Outbox(FIRST)
+    hear(turn, status_of(ME, view=0))
+    assert turn.accept(SECOND, 1, out)
+    assert set(ROSTER[1:]) <= set(listeners.of_heartbeat(turn, 1, 2.0, view_before=0))
+    assert listeners.of_heartbeat(turn, 2, 2.0, view_before=1) == (SECOND,)
+    member = turn_of(ME)
+    member.accept(FIRST, 0, out)
+    hear(member, status_of(FIRST, view=1))
+    assert member.accept(SECOND, 1, out)
+    assert listeners.of_heartbeat(member, 1, 2.0, view_before=0) == (SECOND,), "it led nobody"
