@@ -8,7 +8,7 @@ import pytest
 from hypothesis import given
 from hypothesis import strategies as st
 
-from swarm.chain import CommitList, Entry, apply, genesis, leader_of
+from swarm.chain import leader_of
 from swarm.digest import ZERO_DIGEST, Digest
 from swarm.identity import PeerId
 from swarm.messages import PeerStatus
@@ -16,7 +16,8 @@ from swarm.round import listeners
 from swarm.round.outbox import Outbox
 from swarm.round.presence import Presence
 from swarm.round.turn import MAX_VIEW, Turn, Views
-from tests.unit.message_examples import RUN, example_of
+from tests.unit.branches import FORK, PEERS
+from tests.unit.message_examples import example_of
 
 ROSTER = tuple(PeerId(bytes([number]) * 32) for number in range(5))
 VIEWS = st.integers(0, 40)
@@ -76,9 +77,8 @@ def test_a_newcomer_looks_where_most_of_the_others_are(others: list[int]) -> Non
 
 # -------------------------------------------------------------------- leaders that turn away
 
-ENTRIES = tuple(Entry(peer, 1, 1, Digest(bytes([number + 9]) * 32), 0, 1, 5, 1) for number, peer in enumerate(ROSTER))
-HEAD = apply(genesis(RUN, ZERO_DIGEST), CommitList(ENTRIES, ()), 7)
-FIRST, SECOND, ME = ROSTER[0], ROSTER[1], ROSTER[2]
+HEAD = FORK.state  # its roster: all of these peers
+FIRST, SECOND, ME = PEERS[:3]
 
 
 def turn_of(me: PeerId, view: int = 0) -> Turn:
@@ -133,7 +133,7 @@ def test_a_leader_that_turns_to_another_view_tells_its_members() -> None:
     turn, out = turn_of(FIRST), Outbox(FIRST)
     hear(turn, status_of(ME, view=0))
     assert turn.accept(SECOND, 1, out)
-    assert set(ROSTER[1:]) <= set(listeners.of_heartbeat(turn, 1, 2.0, view_before=0))
+    assert set(PEERS[1:]) <= set(listeners.of_heartbeat(turn, 1, 2.0, view_before=0))
     assert listeners.of_heartbeat(turn, 2, 2.0, view_before=1) == (SECOND,)
     member = turn_of(ME)
     member.accept(FIRST, 0, out)
