@@ -19,7 +19,7 @@ from swarm.dht.records import prefixes_to_read
 from swarm.errors import NetworkError, RemoteError, StateError
 from swarm.events import Event, PeerMisbehaved
 from swarm.identity import PeerId
-from swarm.messages import GetPeers, Peers, PeerStatus, open_as
+from swarm.messages import GetPeers, KnownStatus, Peers, PeerStatus, open_as
 from swarm.round.participant import Participant
 
 log = logging.getLogger(__name__)
@@ -33,7 +33,7 @@ MAX_PAGES_ASKED: Final = 16  # of one peer: 1,024 statuses
 _DIALLED_AT_ONCE: Final = 16
 _MAX_REDIALLED: Final = 1024
 
-Received = Callable[[PeerId, Any, bytes], None]
+Received = Callable[[PeerId, Any, bytes, float], None]
 
 
 class Discovery:
@@ -90,7 +90,7 @@ class Discovery:
             first, others = prefixes_to_read(self._chance)
             for prefixes in ((first,), others):
                 for record in await self._network.board.read(prefixes):
-                    self._received(record.status.peer, record.status, record.sealed)
+                    self._received(record.status.peer, record.status, record.sealed, record.age_s)
                 if not self._participant.looks_for_peers():
                     break
         except (NetworkError, OSError) as error:
@@ -127,24 +127,24 @@ class Discovery:
                 return
             if not isinstance(answer, Peers):
                 return
-            await self._take_page(peer, answer.statuses)
-            offset += len(answer.statuses)
-            if not answer.statuses or offset >= answer.total or not self._participant.looks_for_peers():
+            await self._take_page(peer, answer.known)
+            offset += len(answer.known)
+            if not answer.known or offset >= answer.total or not self._participant.looks_for_peers():
                 return
 
-    async def _take_page(self, peer: PeerId, statuses: Sequence[bytes]) -> None:
-        for sealed, status in zip(statuses, await asyncio.to_thread(self._open_all, statuses), strict=True):
+    async def _take_page(self, peer: PeerId, page: Sequence[KnownStatus]) -> None:
+        for known, status in zip(page, await asyncio.to_thread(self._open_all, page), strict=True):
             if isinstance(status, PeerStatus):
-                self._received(status.peer, status, sealed)
+                self._received(status.peer, status, known.sealed, known.age_s)
             else:
                 self._happened(PeerMisbehaved(peer, f"passed on a status: {status}"[:400]))
 
-    def _open_all(self, statuses: Sequence[bytes]) -> list[PeerStatus | RemoteError]:
+    def _open_all(self, page: Sequence[KnownStatus]) -> list[PeerStatus | RemoteError]:
         """In a thread: a page of statuses has 64 signatures to be checked."""
         opened: list[PeerStatus | RemoteError] = []
-        for sealed in statuses:
+        for known in page:
             try:
-                opened.append(open_as(PeerStatus, sealed, run=self._asker.run))
+                opened.append(open_as(PeerStatus, known.sealed, run=self._asker.run))
             except RemoteError as error:
                 opened.append(error)
         return opened

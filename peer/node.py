@@ -30,7 +30,7 @@ from swarm.digest import Digest
 from swarm.errors import MalformedBytes, NetworkError, RemoteError, StateError, Unreachable
 from swarm.events import Event
 from swarm.identity import PeerId
-from swarm.messages import Contribution, Goodbye, StateRecord, record_digest
+from swarm.messages import Contribution, Goodbye, KnownStatus, StateRecord, record_digest
 from swarm.round.catch_up import CatchUpRequest
 from swarm.round.facts import (
     BlobFailed,
@@ -137,7 +137,7 @@ class Node:
 
     async def _say_goodbye(self) -> None:
         heard = self._participant.farewells()
-        sealed = self._seal(Goodbye("left on purpose"))
+        sealed = self._seal(Goodbye("left on purpose", self._participant.me.incarnation))
         with contextlib.suppress(TimeoutError):
             async with asyncio.timeout(GOODBYE_TIMEOUT_S):
                 request = self._parts.network.transport.request
@@ -176,8 +176,8 @@ class Node:
             if self._opened:
                 self._parts.handoff.give(work.OpenRound(self._opened))
 
-    def _received(self, sender: PeerId, message: Any, sealed: bytes) -> None:
-        self.post(Received(sender, message, sealed))
+    def _received(self, sender: PeerId, message: Any, sealed: bytes, age_s: float = 0.0) -> None:
+        self.post(Received(sender, message, sealed, age_s))
 
     def _reported(self, report: work.Report) -> None:
         """A report of the trainer, in the loop's thread."""
@@ -397,9 +397,10 @@ class Node:
             num_bytes=contribution.num_bytes,
         )
 
-    def _known_statuses(self) -> list[bytes]:
-        own = self._seal(self._participant.status())
-        return [own, *(heard.sealed for heard in self._participant.presence.roll.all() if not heard.left)]
+    def _known_statuses(self) -> list[KnownStatus]:
+        own, now_s = self._seal(self._participant.status()), asyncio.get_running_loop().time()
+        others = (heard for heard in self._participant.presence.roll.all() if not heard.left)
+        return [KnownStatus(own, 0.0), *(KnownStatus(heard.sealed, max(0.0, now_s - heard.at_s)) for heard in others)]
 
 
 def _loss(loss: float | None) -> float | None:

@@ -44,6 +44,7 @@ from swarm.messages import (
     Goodbye,
     HeadBarred,
     Holding,
+    KnownStatus,
     LeaderBrief,
     Log,
     ManifestBytes,
@@ -77,7 +78,7 @@ _ONE_WAY: Final = (
 )  # what may come unasked; an answer that nobody asked for costs its sender the stream
 
 OneWay = Callable[[PeerId, Any, bytes], None]
-Statuses = Callable[[], list[bytes]]
+Statuses = Callable[[], list[KnownStatus]]
 
 
 class EventLog:
@@ -192,15 +193,15 @@ class Server:
         return root in self._store.pinned(ROUND_PINS) and root not in self._old[1]
 
     def _peers(self, offset: int) -> Peers:
-        statuses = [sealed for sealed in self._statuses() if len(sealed) <= MAX_SEALED_BYTES]
-        page: list[bytes] = []
+        known = [one for one in self._statuses() if len(one.sealed) <= MAX_SEALED_BYTES]
+        page: list[KnownStatus] = []
         size = 0
-        for sealed in statuses[offset : offset + MAX_PEERS_PAGE]:
-            size += len(sealed)
+        for one in known[offset : offset + MAX_PEERS_PAGE]:
+            size += len(one.sealed)
             if size > _PAGE_BYTES:
                 break
-            page.append(sealed)
-        return Peers(len(statuses), tuple(page))
+            page.append(one)
+        return Peers(len(known), tuple(page))
 
     async def _log(self, heads: tuple[Digest, ...]) -> object:
         if self.state is None:

@@ -10,7 +10,7 @@ from typing import Final
 from swarm.chain import MAX_AGE_VERSIONS, ChainState
 from swarm.digest import Digest
 from swarm.identity import PeerId
-from swarm.messages import MAX_HELD, Activity, Contribution, PeerStatus
+from swarm.messages import MAX_DIALLED, MAX_HELD, Activity, Answer, Contribution, PeerStatus
 from swarm.round.docket import MAX_WAITING
 from swarm.round.facts import Figures
 from swarm.round.looks import PROMPT_PEERS
@@ -126,13 +126,19 @@ class Standing:
     pending: bytes | None
     holding: tuple[Digest, ...]
     lost: tuple[Digest, ...]
+    answer: Answer | None
+
+
+def beat_of(me: Self, count: int) -> int:
+    """The number of a heartbeat: the `count`-th of this life."""
+    return me.incarnation * _BEATS_PER_INCARNATION + count
 
 
 def make_status(me: Self, beat: int, standing: Standing, figures: Figures) -> PeerStatus:
-    """The heartbeat number `beat` of this life."""
+    """The heartbeat of this number."""
     return PeerStatus(
         peer=me.peer,
-        beat=me.incarnation * _BEATS_PER_INCARNATION + beat,
+        beat=beat,
         name=me.name,
         device=me.device,
         activity=standing.activity,
@@ -159,4 +165,6 @@ def make_status(me: Self, beat: int, standing: Standing, figures: Figures) -> Pe
         holding=standing.holding,
         time=figures.time,
         lost=standing.lost,
+        dialled=figures.dialled[:MAX_DIALLED],
+        answer=standing.answer,
     )

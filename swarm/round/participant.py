@@ -22,6 +22,7 @@ from swarm.events import HeadsBarred, PeerJoined, PeerLeft, PeerMisbehaved, Stat
 from swarm.identity import PeerId
 from swarm.messages import (
     Activity,
+    Answer,
     Commit,
     Contribution,
     CutHint,
@@ -51,6 +52,7 @@ from swarm.round.facts import (
     MergePrepared,
     Received,
     RequestCut,
+    Resumed,
     Tick,
     Unreached,
 )
@@ -58,7 +60,7 @@ from swarm.round.leader import Briefs
 from swarm.round.leadership import Leadership, Seat
 from swarm.round.looks import PROMPT_PEERS
 from swarm.round.outbox import Outbox
-from swarm.round.own import HOLDING_NAMED, HoldingNews, Self, Standing, make_status
+from swarm.round.own import HOLDING_NAMED, HoldingNews, Self, Standing, beat_of, make_status
 from swarm.round.passage import Passage
 from swarm.round.presence import Presence, key_of
 from swarm.round.turn import Turn
@@ -96,7 +98,7 @@ class Participant:
             local_steps=self._round.local_steps,
         )
         self._seals = seals
-        self.presence = Presence(me.peer, self._round.leader_timeout_s)
+        self.presence = Presence(me.peer, self._round.leader_timeout_s, self._round.heartbeat_s)
         self._turn = Turn(chain, self.presence, view, self._deadlines.isolation_s, self._round.leader_timeout_s)
         self._exchange = Exchange(me, self._round.heartbeat_s)
         self._out = Outbox(me.peer)
@@ -105,6 +107,8 @@ class Participant:
         seat = Seat(self._turn, self._exchange, self._passage, self._out)
         self._leadership = Leadership(seat, config, self._deadlines, self._own_report)
         self._brief: LeaderBrief | None = None
+        self._answer: Answer | None = None  # the last word of a leader that we heard
+        self._said = 0  # the number of our last words as a leader
         self._briefs = Briefs()
         self._told = 0  # of those behind us, since our last heartbeat
         self._holding = HoldingNews()
@@ -137,7 +141,7 @@ class Participant:
 
     @property
     def leader(self) -> PeerId:
-        """The rightful leader of our view; where there is no roster, the lowest id among those here."""
+        """The rightful leader of our view; where there is no roster, the first of those here."""
         return self._turn.leader
 
     @property
@@ -193,8 +197,9 @@ class Participant:
             pending=pending[0][1] if pending else None,
             holding=self._exchange.held_waiting(HOLDING_NAMED, self._beats),
             lost=self._passage.doubts.lost,
+            answer=self._answer,
         )
-        return make_status(self.me, self._beats, standing, self.figures)
+        return make_status(self.me, beat_of(self.me, self._beats), standing, self.figures)
 
     def looks_for_peers(self) -> bool:
         """Whether we have heard lately of so few that all of the noticeboard is worth a look."""
@@ -218,9 +223,13 @@ class Participant:
             self._turn.begin(self._now_s)
         self._turn.pass_time(self._now_s)
         match fact:
-            case Received(sender, message, sealed):
-                self._receive(sender, message, sealed)
+            case Received():
+                self._receive(fact)
+            case Resumed(gap_s):
+                self._turn.resume(gap_s)
+                self._beat_due_s = self._now_s
             case Measured(figures):
+                self.presence.attest(figures.dialled)
                 self.figures = figures
             case CutDone(contribution, sealed):
                 self._cut_done(contribution, sealed)
@@ -251,10 +260,11 @@ class Participant:
 
     # ---------------------------------------------------------------- messages
 
-    def _receive(self, sender: PeerId, message: object, sealed: bytes) -> None:
+    def _receive(self, received: Received) -> None:
+        sender, message, sealed = received.sender, received.message, received.sealed
         match message:
             case PeerStatus():
-                self._hear(message, sealed)
+                self._hear(message, sealed, received.age_s)
             case Contribution():
                 self._out.add(*self._exchange.announced(message, sealed, self.chain))
             case Holding(head, incarnation, roots):
@@ -273,26 +283,26 @@ class Participant:
                 if head == self.chain.head and self._turn.accept(sender, view, self._out):
                     self._request_cut(reason)
             case Commit():
-                self._passage.receive(Received(sender, message, sealed), self._now_s)
+                self._passage.receive(received, self._now_s)
             case MergeOffer():
                 self._take_offer(sender, message, sealed)
             case HeadBarred(head):
                 if head == self.chain.head:
                     self._passage.leave_barred(sender)
-            case NewView(view, head):
-                if head == self.chain.head:
-                    self._turn.accept(sender, view, self._out)
+            case NewView(view, head, beat):
+                if head == self.chain.head and self._turn.accept(sender, view, self._out):
+                    self._hear_leader(sender, beat)
                 self._out.send(sender, self.status())
-            case Goodbye(reason):
-                if self.presence.leave(sender):
+            case Goodbye(reason, incarnation):
+                if self.presence.leave(sender, incarnation):
                     self._out.happened(PeerLeft(sender, reason))
             case _:
                 self._out.happened(PeerMisbehaved(sender, f"a {type(message).__name__} is not a one-way message"))
 
-    def _hear(self, status: PeerStatus, sealed: bytes) -> None:
+    def _hear(self, status: PeerStatus, sealed: bytes, age_s: float) -> None:
         if status.peer == self.me.peer:
             return
-        if self.presence.hear(status, sealed, self._now_s):
+        if self.presence.hear(status, sealed, self._now_s, age_s):
             self._out.happened(PeerJoined(status.peer, status.name))
         self._turn.hear(status)
         if status.pending is not None and self._exchange.docket.opened(status.pending) is None:
@@ -322,7 +332,7 @@ class Participant:
         if better is not None:  # all of our branch are to learn of it
             self._out.send(status.peer, better.status, better.sealed)
         leading = self._leadership.now
-        for said in self._briefs.of(status, self._turn, self.state_digest, leading):
+        for said in self._briefs.of(status, self._turn, self.state_digest, leading, self._said):
             self._out.send(status.peer, said)
         is_large = len(self.members) > PROMPT_PEERS  # there most of it is only on its way
         known_s = self._now_s - REPEATED_BEATS * self._round.heartbeat_s if is_large else math.inf
@@ -333,9 +343,19 @@ class Participant:
         if heard.head != self.chain.head or not self._turn.accept(sender, heard.view, self._out):
             return
         self._brief = heard
+        self._hear_leader(sender, heard.beat)
         if heard.state_digest != self.state_digest and not self.syncing and not self._passage.is_moving:
             self._out.happened(StateDiffered(self.chain.version, self.state_digest, heard.state_digest))
             self._passage.catch_up((sender,), whole=True, reason="our state differs from the leader's at the same head")
+
+    def _hear_leader(self, leader: PeerId, beat: int) -> None:
+        """Our next status says that we heard it; a new leader, who waits for that, is told at once."""
+        known = self._answer
+        if known is None or known.leader != leader:
+            self._beat_due_s = self._now_s
+        elif known.beat >= beat:
+            return
+        self._answer = Answer(leader, beat)
 
     # ---------------------------------------------------------------- contributions
 
@@ -392,6 +412,8 @@ class Participant:
             self._out.send(self.leader, Holding(self.chain.head, self.me.incarnation, roots))
         if not self._passage.is_under_way:
             self._turn.pass_on(self._out)
+        if self._turn.takes_the_lead():
+            self._turn.ask_all(self._say(), self._out)
         if self.is_leader and not self.syncing:
             hinted = self._leadership.lead(self.figures, self._now_s)
             if hinted is not None:
@@ -403,9 +425,19 @@ class Participant:
 
     def _beat(self) -> None:
         status = self.status()
+        self._say(status.beat)
         for peer in listeners.of_heartbeat(self._turn, self._beats, self._round.heartbeat_s, self._beaten_view):
             self._out.send(peer, status)
         self._beaten_view = self.view
+
+    def _say(self, beat: int | None = None) -> int:
+        """The number that our words as a leader carry from now on: a new one, or that of a heartbeat."""
+        if beat is None:
+            self._beats += 1
+            beat = beat_of(self.me, self._beats)
+        self._said = beat
+        self.presence.answers.say(beat, self._now_s)
+        return beat
 
     # ---------------------------------------------------------------- small change
 

@@ -173,7 +173,8 @@ class Laws:
         said = tuple(getattr(entry, name) for name in ("author", "incarnation", "seq", "steps", "root"))
         if made is None or said != (made.author, made.incarnation, made.seq, made.steps, made.root):
             raise LawBroken("a number means one blob", f"version {chain.version} lists what was never cut: {said}")
-        rounds = max(1, parent.version - made.since_version + 1)
+        entered = dict(zip(parent.roster, parent.entered, strict=True)).get(made.author, parent.version)
+        rounds = min(3, max(1, parent.version - max(made.since_version, entered) + 1))
         due = min(made.tokens, rounds * self._world.config.lease_tokens)
         if entry.tokens != due:  # type: ignore[attr-defined]
             raise LawBroken("tokens are capped", f"{entry.tokens} tokens are listed where {due} are due")  # type: ignore[attr-defined]
@@ -221,8 +222,9 @@ class Laws:
             self._check_sizes(life)
 
     def _check_accepted(self, life: Life, sender: PeerId, commit: Commit) -> None:
-        roster = life.machine._turn.roster
-        if roster and roster[commit.view % len(roster)] != sender:
+        roster, chain = life.machine._turn.roster, life.machine.chain
+        order = sorted(roster, key=lambda peer: (not chain.dialable[chain.roster.index(peer)], peer.raw))
+        if order and order[commit.view % len(order)] != sender:
             raise LawBroken("one leader a view", f"{life.peer.name} follows {sender} in view {commit.view}")
 
     @staticmethod

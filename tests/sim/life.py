@@ -18,6 +18,7 @@ from swarm.digest import Digest
 from swarm.errors import StateError
 from swarm.identity import PeerId
 from swarm.messages import StateRecord, record_digest
+from swarm.net.forward import ForwardLimits
 from swarm.round.facts import (
     CatchUpEnded,
     CutDone,
@@ -27,6 +28,7 @@ from swarm.round.facts import (
     HeadReached,
     Measured,
     MergePrepared,
+    Resumed,
     Tick,
 )
 from swarm.round.own import Self
@@ -46,6 +48,7 @@ Process = Generator[float, None, Any]
 
 ENCODE_S = 0.3
 APPLY_S = 0.2
+PAUSE_TICKS = 2.5  # a process that took no fact for so long did not run
 SERVED = 2  # states that stay to be fetched after they were asked for
 PINNED_VERSIONS = MAX_AGE_VERSIONS + 2  # as in the product's node
 
@@ -96,6 +99,8 @@ class Life:
     beside: ChainState | None = None  # of the state that our branch waits to be merged into
     adopting: StateRecord | None = None
     refused: frozenset[Digest] = frozenset()  # states that could not be used
+    dialled: tuple[PeerId, ...] = ()
+    forwards: ForwardLimits = field(default_factory=ForwardLimits)  # what it passes on for others
     served: tuple[StateRecord, ...] = ()  # lately, to whoever catches up
     held_back: list[Callable[[], None]] = field(default_factory=list)
     _pinned: dict[Digest, int] = field(default_factory=dict)
@@ -107,6 +112,7 @@ class Life:
     def begin(self, passed_over: int) -> None:
         """From disk, or from version 0. Raises StateError: the disk is full."""
         world, peer = self.world, self.peer
+        self.stepped_s = world.now_s
         self.shop = Workshop(self, world.config, world.math, world.books)
         self.shop.begin(peer.disk, world.genesis, passed_over, 1 + int(world.now_s))
         replica = self.replica
@@ -162,7 +168,9 @@ class Life:
     def take(self, fact: Fact) -> None:
         """One step of the machine, its laws, and its effects."""
         world, machine = self.world, self.machine
-        self.stepped_s = world.now_s
+        gap_s, self.stepped_s = world.now_s - self.stepped_s, world.now_s
+        if gap_s > PAUSE_TICKS * world.tick_s:
+            self.take(Resumed(gap_s * self.peer.clock_rate))
         world.num_events += 1
         before = machine.chain
         effects = machine.step(fact, self.clock_s())
@@ -273,7 +281,14 @@ class Life:
 
     def _measure(self) -> None:
         one = self._progress
-        self.take(Measured(Figures(tokens_since_cut=one.tokens_since_cut, steps_since_cut=one.steps_since_cut)))
+        work = {"tokens_since_cut": one.tokens_since_cut, "steps_since_cut": one.steps_since_cut}
+        self.take(Measured(Figures(**work, dialled=self.dialled)))
+
+    def dial(self, others: tuple[PeerId, ...]) -> None:
+        """These answered a fresh dial."""
+        if others != self.dialled:
+            self.dialled = others
+            self._measure()
 
     # ---------------------------------------------------------------- blobs
 

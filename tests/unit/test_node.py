@@ -156,7 +156,7 @@ def test_peers_meet_and_say_goodbye(tmp_path: Path) -> None:
         await until(lambda: all(PeerLeft(two.host.id, "left on purpose") in p.events for p in (one, three)))
         assert not one.task.done() and not three.task.done()  # one that ends takes nothing of the others along
         answer = await one.host.asker.ask(three.host.id, GetPeers(), timeout_s=5)
-        assert isinstance(answer, Peers) and len(answer.statuses) == 2
+        assert isinstance(answer, Peers) and len(answer.known) == 2
 
     play(tmp_path, 3, story)
 
@@ -200,7 +200,7 @@ def test_sends_to_a_silent_peer_are_bounded_and_counters_are_forgotten(tmp_path:
 
         two.host.transport.serve(brood)
         for number in range(200):
-            one.node._perform(Send(two.host.id, Goodbye(str(number))))
+            one.node._perform(Send(two.host.id, Goodbye(str(number), 1)))
         assert len(one.node._effects) <= 40
         two.host.transport._net.kill(two.host.id)  # the connections break
         await until(lambda: not one.node._sends)
