@@ -13,6 +13,7 @@ from collections.abc import Callable, Sequence
 from typing import Any, Final
 
 from peer.address_book import AddressBook
+from peer.clock import awake_or_asleep_s
 from peer.fetch import Asker
 from peer.network import Network
 from swarm.dht.records import prefixes_to_read
@@ -27,11 +28,9 @@ log = logging.getLogger(__name__)
 DISCOVERY_EVERY_S: Final = 15.0
 FIRST_DISCOVERY_S: Final = 1.0
 ASK_TIMEOUT_S: Final = 5.0
-REDIAL_EVERY_S: Final = 5.0  # of one peer that the daemon does not find by itself
 _ASKED_AT_ONCE: Final = 8
 MAX_PAGES_ASKED: Final = 16  # of one peer: 1,024 statuses
 _DIALLED_AT_ONCE: Final = 16
-_MAX_REDIALLED: Final = 1024
 
 Received = Callable[[PeerId, Any, bytes, float], None]
 
@@ -52,7 +51,6 @@ class Discovery:
         self._asker = asker
         self._book = book
         self._received, self._tell, self._happened = doors
-        self._redialled: dict[PeerId, float] = {}
         self._chance = random.Random()  # where to look first: peers spread over the keys by themselves
 
     async def run(self) -> None:
@@ -61,25 +59,11 @@ class Discovery:
         await self._meet(tuple(self._network.transport.known))
         while True:
             await self._look_at_board()
-            if not self._participant.presence.fresh(asyncio.get_running_loop().time()):
+            if not self._participant.presence.fresh(awake_or_asleep_s()):
                 await self._find_anybody()
             await self._note_addresses()
             await asyncio.sleep(wait_s)
             wait_s = min(DISCOVERY_EVERY_S, 2 * wait_s)
-
-    async def redial(self, peer: PeerId) -> bool:
-        """Dials the addresses of a peer's status, at most every REDIAL_EVERY_S; returns whether one answered."""
-        heard, now_s = self._participant.presence.roll.get(peer), asyncio.get_running_loop().time()
-        if heard is None or now_s < self._redialled.get(peer, -REDIAL_EVERY_S) + REDIAL_EVERY_S:
-            return False
-        self._redialled.pop(peer, None)
-        self._redialled[peer] = now_s
-        while len(self._redialled) > _MAX_REDIALLED:
-            del self._redialled[next(iter(self._redialled))]
-        for address in heard.status.addresses:
-            with contextlib.suppress(NetworkError, RemoteError):
-                return await self._network.transport.connect(address, timeout_s=ASK_TIMEOUT_S) == peer
-        return False
 
     async def _look_at_board(self) -> None:
         """Our status onto the noticeboard, the others' from it."""

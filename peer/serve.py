@@ -14,6 +14,7 @@ from typing import Any, Final
 
 from peer import fault_point
 from peer.blob_store import BlobStore
+from peer.forwarding import Forwarding
 from peer.handoff import Kept
 from peer.pacing import Pacer
 from peer.sealing import open_aside, seal_aside
@@ -33,6 +34,7 @@ from swarm.messages import (
     Contribution,
     CutHint,
     Events,
+    Forward,
     GetBlob,
     GetCheckpoint,
     GetChunk,
@@ -113,9 +115,15 @@ class Server:
     """Answers requests. The network thread replaces `state`, `log` and `checkpoints` whole when they change."""
 
     def __init__(
-        self, keypair: Keypair, run: Digest, manifest: bytes, store: BlobStore, pacer: Pacer | None = None
+        self,
+        keypair: Keypair,
+        run: Digest,
+        manifest: bytes,
+        store: BlobStore,
+        pacer: Pacer | None = None,
+        forwarding: Forwarding | None = None,
     ) -> None:
-        """Without a `pacer` everything is answered at once."""
+        """Without a `pacer` everything is answered at once; without `forwarding` nothing is passed on, or taken in so."""
         self.state: StateRecord | None = None
         self.log: tuple[Commit, ...] = ()
         self.checkpoints: dict[int, Kept] = {}
@@ -124,6 +132,7 @@ class Server:
         self._run = run
         self._manifest = manifest
         self._store = store
+        self._forwarding = forwarding
         self._pacer = pacer
         self._served_states = ServedStates(store)
         self._old: tuple[tuple[Commit, ...], frozenset[Digest]] = ((), frozenset())  # a log, and what is old of it
@@ -139,6 +148,10 @@ class Server:
         if self._pacer is not None:
             self._pacer.look()
         author, message = await open_aside(payload, self._run)
+        if isinstance(message, Forward) and self._forwarding is not None:
+            if message.to != self._keypair.peer_id:
+                return await self._pass_on(self._forwarding, remote, author, message, payload)
+            remote, payload, message = author, message.sealed, await self._forwarding.unwrap(author, message)
         if author != remote and not isinstance(message, PeerStatus | Contribution | Commit | MergeOffer):
             raise BadSignature(f"{remote} passed on a {type(message).__name__} of {author}")
         if isinstance(message, PeerStatus | Contribution) and len(payload) > MAX_SEALED_BYTES:
@@ -147,6 +160,14 @@ class Server:
             self._one_way(author if isinstance(message, Commit) else remote, message, payload)
             return b""
         return await seal_aside(self._keypair, self._run, await self._answer(remote, message))
+
+    async def _pass_on(
+        self, forwarding: Forwarding, remote: PeerId, author: PeerId, forward: Forward, payload: bytes
+    ) -> bytes:
+        try:
+            return await forwarding.pass_on(remote, author, forward, payload)
+        except Refusal as refusal:
+            return await seal_aside(self._keypair, self._run, Refused(str(refusal)[:400]))
 
     async def _answer(self, remote: PeerId, message: object) -> object:
         fault_point.serves(message, self.state)

@@ -129,9 +129,41 @@ class Standing:
     answer: Answer | None
 
 
-def beat_of(me: Self, count: int) -> int:
-    """The number of a heartbeat: the `count`-th of this life."""
-    return me.incarnation * _BEATS_PER_INCARNATION + count
+class Words:
+    """The numbers of our heartbeats, the one that our words as a leader carry, and the last one that we heard of a leader."""
+
+    def __init__(self, me: Self) -> None:
+        self._incarnation = me.incarnation
+        self.count = 0  # heartbeats of this life
+        self.said = 0
+        self.answer: Answer | None = None
+
+    @property
+    def beat(self) -> int:
+        """The number of the last heartbeat."""
+        return beat_of(self._incarnation, self.count)
+
+    def next(self) -> None:
+        """One more heartbeat."""
+        self.count += 1
+
+    def say(self) -> int:
+        """From now on our words as a leader carry the number of the last heartbeat; returns it."""
+        self.said = self.beat
+        return self.said
+
+    def hear(self, leader: PeerId, beat: int) -> bool:
+        """A word of our leader; returns whether it is another leader than before."""
+        known = self.answer
+        if known is not None and known.leader == leader and known.beat >= beat:
+            return False
+        self.answer = Answer(leader, beat)
+        return known is None or known.leader != leader
+
+
+def beat_of(incarnation: int, count: int) -> int:
+    """The number of a heartbeat: the `count`-th of that life."""
+    return incarnation * _BEATS_PER_INCARNATION + count
 
 
 def make_status(me: Self, beat: int, standing: Standing, figures: Figures) -> PeerStatus:

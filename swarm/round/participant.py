@@ -22,7 +22,6 @@ from swarm.events import HeadsBarred, PeerJoined, PeerLeft, PeerMisbehaved, Stat
 from swarm.identity import PeerId
 from swarm.messages import (
     Activity,
-    Answer,
     Commit,
     Contribution,
     CutHint,
@@ -60,7 +59,7 @@ from swarm.round.leader import Briefs
 from swarm.round.leadership import Leadership, Seat
 from swarm.round.looks import PROMPT_PEERS
 from swarm.round.outbox import Outbox
-from swarm.round.own import HOLDING_NAMED, HoldingNews, Self, Standing, beat_of, make_status
+from swarm.round.own import HOLDING_NAMED, HoldingNews, Self, Standing, Words, make_status
 from swarm.round.passage import Passage
 from swarm.round.presence import Presence, key_of
 from swarm.round.turn import Turn
@@ -107,12 +106,10 @@ class Participant:
         seat = Seat(self._turn, self._exchange, self._passage, self._out)
         self._leadership = Leadership(seat, config, self._deadlines, self._own_report)
         self._brief: LeaderBrief | None = None
-        self._answer: Answer | None = None  # the last word of a leader that we heard
-        self._said = 0  # the number of our last words as a leader
         self._briefs = Briefs()
         self._told = 0  # of those behind us, since our last heartbeat
         self._holding = HoldingNews()
-        self._beats = 0
+        self._words = Words(me)
         self._beat_due_s = 0.0
         self._beaten_view = view
         self._now_s = 0.0
@@ -186,7 +183,7 @@ class Participant:
 
     def status(self) -> PeerStatus:
         """A fresh heartbeat; each has a higher beat than the one before."""
-        self._beats += 1
+        self._words.next()
         pending = self._exchange.pending()
         standing = Standing(
             activity=self.activity,
@@ -195,11 +192,11 @@ class Participant:
             state_digest=self.state_digest,
             waits_for=self.waits_for,
             pending=pending[0][1] if pending else None,
-            holding=self._exchange.held_waiting(HOLDING_NAMED, self._beats),
+            holding=self._exchange.held_waiting(HOLDING_NAMED, self._words.count),
             lost=self._passage.doubts.lost,
-            answer=self._answer,
+            answer=self._words.answer,
         )
-        return make_status(self.me, beat_of(self.me, self._beats), standing, self.figures)
+        return make_status(self.me, self._words.beat, standing, self.figures)
 
     def looks_for_peers(self) -> bool:
         """Whether we have heard lately of so few that all of the noticeboard is worth a look."""
@@ -332,7 +329,7 @@ class Participant:
         if better is not None:  # all of our branch are to learn of it
             self._out.send(status.peer, better.status, better.sealed)
         leading = self._leadership.now
-        for said in self._briefs.of(status, self._turn, self.state_digest, leading, self._said):
+        for said in self._briefs.of(status, self._turn, self.state_digest, leading, self._words.said):
             self._out.send(status.peer, said)
         is_large = len(self.members) > PROMPT_PEERS  # there most of it is only on its way
         known_s = self._now_s - REPEATED_BEATS * self._round.heartbeat_s if is_large else math.inf
@@ -350,12 +347,8 @@ class Participant:
 
     def _hear_leader(self, leader: PeerId, beat: int) -> None:
         """Our next status says that we heard it; a new leader, who waits for that, is told at once."""
-        known = self._answer
-        if known is None or known.leader != leader:
+        if self._words.hear(leader, beat):
             self._beat_due_s = self._now_s
-        elif known.beat >= beat:
-            return
-        self._answer = Answer(leader, beat)
 
     # ---------------------------------------------------------------- contributions
 
@@ -413,7 +406,9 @@ class Participant:
         if not self._passage.is_under_way:
             self._turn.pass_on(self._out)
         if self._turn.takes_the_lead():
-            self._turn.ask_all(self._say(), self._out)
+            self._words.next()
+            self._turn.ask_all(self._words.say(), self._out)
+            self.presence.answers.say(self._words.said, self._now_s)
         if self.is_leader and not self.syncing:
             hinted = self._leadership.lead(self.figures, self._now_s)
             if hinted is not None:
@@ -425,19 +420,10 @@ class Participant:
 
     def _beat(self) -> None:
         status = self.status()
-        self._say(status.beat)
-        for peer in listeners.of_heartbeat(self._turn, self._beats, self._round.heartbeat_s, self._beaten_view):
+        self.presence.answers.say(self._words.say(), self._now_s)
+        for peer in listeners.of_heartbeat(self._turn, self._words.count, self._round.heartbeat_s, self._beaten_view):
             self._out.send(peer, status)
         self._beaten_view = self.view
-
-    def _say(self, beat: int | None = None) -> int:
-        """The number that our words as a leader carry from now on: a new one, or that of a heartbeat."""
-        if beat is None:
-            self._beats += 1
-            beat = beat_of(self.me, self._beats)
-        self._said = beat
-        self.presence.answers.say(beat, self._now_s)
-        return beat
 
     # ---------------------------------------------------------------- small change
 

@@ -13,9 +13,13 @@ import pytest
 
 from peer import handoff as work
 from peer.address_book import AddressBook
+from peer.fetch import Fetcher
 from peer.handoff import Handoff
 from peer.node import Node
 from peer.node_parts import NodeParts
+from peer.reach import Reach
+from peer.routes import Routes
+from swarm.address import Address
 from swarm.chain import Merge
 from swarm.config import RoundConfig, RunConfig
 from swarm.digest import blob_digest
@@ -75,6 +79,11 @@ class StubNetwork:
         return tuple([await self.transport.connect(one, timeout_s=1.0) for one in addresses])
 
 
+async def dials(address: Address, *, timeout_s: float) -> bool:
+    """In memory everybody can be dialled."""
+    return True
+
+
 class Peer:
     """A node with everything around it but a trainer, whose place the test takes."""
 
@@ -89,13 +98,18 @@ class Peer:
         host.server.state = record
         participant = Participant(me, self.config, START, record_digest(record), Seals.of(host.key, RUN))
         self.network = StubNetwork(host.transport, known)
+        self.reach = Reach(participant, host.transport, {}, dials)
+        routes = Routes(host.transport, host.key, RUN, incarnation << 32)
         self.node = Node(
             NodeParts(
                 participant=participant,
                 network=self.network,  # type: ignore[arg-type]
                 server=host.server,
                 store=host.store,
-                asker=host.asker,
+                asker=replace(host.asker, transport=routes),
+                routes=routes,
+                reach=self.reach,
+                fetcher=Fetcher(host.asker, host.store),
                 handoff=self.handoff,
                 book=AddressBook(folder / f"{host.id}.book"),
                 check_blob=self._check,
