@@ -27,7 +27,7 @@ from tests.system.chaos.links import Links
 from tests.system.chaos.matrix import Matrix, Result
 from tests.system.chaos.nat_cells import NatCell, nat_cells, short_nat_cells
 from tests.system.chaos.nat_invite import invite_summary, invite_times
-from tests.system.chaos.nat_lab import Lab
+from tests.system.chaos.nat_lab import why_no_lab
 from tests.system.chaos.nat_matrix import NatResult, nat_summary, run_nat_cells
 from tests.system.launcher import Launcher
 from tests.system.namespaces import NoNamespaces
@@ -53,7 +53,7 @@ def main() -> int:
         print(f"no cell has {' or '.join(options.only)} in its name; see --list", file=sys.stderr)
         return 2
     in_matrix, with_links = _without_links_if_need_be(in_matrix)
-    if in_lab and (why := _why_no_lab()):
+    if in_lab and (why := why_no_lab()):
         print(f"left out  the NAT lab, {len(in_lab)} cells: {why}", flush=True)
         in_lab = []
     folder = Path(tempfile.mkdtemp(prefix="barnraise-chaos-"))
@@ -145,15 +145,6 @@ def _without_links_if_need_be(cells: list[Cell]) -> tuple[list[Cell], bool]:
                 print(f"left out  {cell.name}: {error}", flush=True)
         return [cell for cell in cells if cell.fault != LINK], False
     return cells, True
-
-
-def _why_no_lab() -> str:
-    """Why there can be no NAT lab on this machine; "" when there can."""
-    try:
-        with Lab():
-            return ""
-    except NoNamespaces as error:
-        return str(error)
 
 
 if __name__ == "__main__":

@@ -10,7 +10,7 @@ from __future__ import annotations
 
 from typing import Final, Self
 
-from tests.system.namespaces import Namespaces, inside
+from tests.system.namespaces import Namespaces, NoNamespaces, inside
 
 PUBLIC: Final = "ABM"
 HOMES: Final = "CDE"
@@ -43,6 +43,9 @@ class Lab:
         return self
 
     def __exit__(self, *_: object) -> None:
+        self.close()
+
+    def close(self) -> None:
         self._namespaces.close()
 
     def pid(self, host: str) -> int:
@@ -56,6 +59,11 @@ class Lab:
     def address(self, host: str) -> str:
         """The IPv4 address of a public host."""
         return f"{_WAN}.{_FIRST_PUBLIC + PUBLIC.index(host)}"
+
+    def addresses_of_home(self, host: str) -> tuple[str, str]:
+        """Its router's, and its own behind that."""
+        number = HOMES.index(host)
+        return f"{_WAN}.{_FIRST_ROUTER + number}", f"192.168.{_FIRST_HOME + number}.2"
 
     def slow_uplink(self, host: str, mbit: int) -> None:
         """All that the host sends goes at that rate from now on."""
@@ -96,3 +104,12 @@ class Lab:
 
     def _run(self, pid: int, command: str) -> None:
         self._namespaces.run(pid, *command.split())
+
+
+def why_no_lab() -> str:
+    """Why there can be no such lab on this machine; "" when there can."""
+    try:
+        with Lab():
+            return ""
+    except NoNamespaces as error:
+        return str(error)
