@@ -5,6 +5,7 @@ Kept in the order in which they came, so that whoever fell silent is found witho
 
 from __future__ import annotations
 
+import math
 from collections import Counter
 from collections.abc import Iterator
 from dataclasses import dataclass
@@ -26,18 +27,21 @@ class Heard:
     at_s: float  # when it was said: what somebody else heard some time ago is as old as that
     came_s: float  # when it came here, not before `at_s`
     left: bool = False
+    spoke_s: float = -math.inf  # when its author itself spoke to us last
+    back_s: float = -math.inf  # since when it has, without a long silence
 
 
 class Roll:
     """The statuses heard, newest per peer."""
 
-    def __init__(self) -> None:
+    def __init__(self, silence_s: float) -> None:
+        self._silence_s = silence_s
         self._heard: dict[PeerId, Heard] = {}  # the one that nothing came of for longest first
         self._attested: Counter[PeerId] = Counter()  # peers that others say they have dialled
 
-    def hear(self, status: PeerStatus, sealed: bytes, now_s: float, age_s: float = 0.0) -> bool:
-        """Takes a status that was said `age_s` ago; returns whether the peer is new here or back. Older beats than the known
-        one are ignored.
+    def hear(self, status: PeerStatus, sealed: bytes, now_s: float, age_s: float | None = None) -> bool:
+        """Takes a status from its author, or one that was said `age_s` ago to somebody else; returns whether the peer is new
+        here or back. Older beats than the known one are ignored.
 
         Who said goodbye comes back as another incarnation: a status of the one that left was only long on its way.
         """
@@ -50,8 +54,13 @@ class Roll:
             self._drop(status.peer)
         elif len(self._heard) >= MAX_HEARD:
             self._drop(next(iter(self._heard)))
-        at_s = max(now_s - age_s, known.at_s) if known is not None else now_s - age_s
-        self._heard[status.peer] = Heard(status, sealed, at_s, now_s)
+        heard = self._heard[status.peer] = Heard(status, sealed, now_s - (age_s or 0.0), now_s)
+        if known is not None:
+            heard.at_s = max(heard.at_s, known.at_s)
+            heard.spoke_s, heard.back_s = known.spoke_s, known.back_s
+        if age_s is None:
+            heard.back_s = heard.back_s if now_s - heard.spoke_s <= self._silence_s else now_s
+            heard.spoke_s = now_s
         self.attest(status.peer, status.dialled)
         return known is None or known.left
 
@@ -86,6 +95,7 @@ class Roll:
         for heard in self._heard.values():
             heard.at_s += seconds
             heard.came_s += seconds
+            heard.spoke_s += seconds
 
     def forget_silent(self, now_s: float) -> None:
         """Drops peers not heard of for FORGET_AFTER_S."""
