@@ -15,7 +15,7 @@ from swarm.digest import Digest
 from swarm.identity import PeerId
 from swarm.messages import Commit, Contribution, record_digest
 from swarm.round.commits import roots_of
-from swarm.round.facts import Fact, Received
+from swarm.round.facts import Effect, Fact, Received, Send
 from tests.sim.books import LawBroken
 from tests.sim.faults import DiskFull, Freeze, Lossy, Partition, Slow, SlowDisk, SlowLink, Usurper, Withhold
 from tests.sim.reference import Numbers
@@ -254,7 +254,6 @@ class Laws:
             return
         life.issued = commit
         now_s = self._world.now_s
-        self._check_answered(life, commit)
         silent = life.machine.presence._given_up & set(commit.commit.roster)
         said = dict(zip(commit.commit.roster, commit.commit.dialable or bytes(len(commit.commit.roster)), strict=True))
         if any(said[peer] != 2 for peer in silent):
@@ -270,10 +269,22 @@ class Laws:
                 text = f"{life.peer.name} lists what {len(holders)} of {len(roster)} hold, having heard {heard}"
                 raise LawBroken("a majority holds it", text)
 
-    def _check_answered(self, life: Life, commit: Commit) -> None:
+    def check_effects(self, life: Life, effects: list[Effect]) -> None:
+        """What it has just decided; it may be frozen before it is done."""
+        for one in effects:
+            if (
+                type(one) is Send
+                and type(one.message) is Commit
+                and one.sealed is None
+                and one.message is not life.decided
+            ):
+                life.decided = one.message
+                self._check_decided(life, one.message)
+
+    def _check_decided(self, life: Life, commit: Commit) -> None:
         """A leader that commits is heard by a majority, or was without one for all of the isolation time, while it ran."""
         now_s, roster = self._world.now_s, life.machine._turn.roster
-        if not roster:
+        if not roster or life.peer.number in self._world.usurpers:
             return
         one = self._round
         if commit.commit.minority:

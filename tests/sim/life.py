@@ -93,7 +93,8 @@ class Life:
     facts: int = 0  # that its machine took
     heard_s: dict[PeerId, float] = field(default_factory=dict)  # by sender
     resumed_s: float = 0.0  # since when it runs
-    issued: Commit | None = None  # the last commit that it issued itself
+    decided: Commit | None = None  # the last commit that it made itself,
+    issued: Commit | None = None  # and the last one that it began to send
     account: Account = field(init=False)
     machine: Participant = field(init=False)
     shop: Workshop = field(init=False)
@@ -187,6 +188,7 @@ class Life:
             world.has_moved = True
         world.laws.check_step(self, fact)
         if effects:
+            world.laws.check_effects(self, effects)
             self._perform(effects)
         if machine.view != self._view:
             self._view = machine.view
