@@ -297,6 +297,18 @@ class Laws:
         if 2 * (hearing + 1) <= len(roster):
             raise LawBroken("a leader is heard", f"{life.peer.name} commits, heard by {hearing} of {len(roster)}")
 
+    def check_unreached(self, life: Life, receiver: Peer) -> None:
+        """Nobody is out of reach while a third is connected to both, as both have said."""
+        heard, target = life.machine.presence.roll.get(receiver.id), receiver.life
+        if heard is None or heard.left or target is None:
+            return
+        for third in (self._world.by_id(one) for one in heard.status.dialled if one in life.dialled):
+            between = None if third is None else third.life
+            if between is None or between.is_frozen or between.forwards.refusal(life.peer.id, 0, self._world.now_s):
+                continue
+            if self._world.traffic.has_link(life, between) and self._world.traffic.has_link(between, target):
+                raise LawBroken("one hop reaches", f"{life.peer.name} does not reach {receiver.name} over {third.name}")  # type: ignore[union-attr]
+
     def check_age(self, life: Life, received: Received, before_s: float) -> None:
         """What others heard some time ago makes nobody be here. `before_s`: when its author was heard, before this."""
         heard, age_s = life.machine.presence.roll.get(received.message.peer), received.age_s or 0.0

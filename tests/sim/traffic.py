@@ -81,6 +81,7 @@ class Traffic:
         target = receiver.life
         path = None if target is None else self._path(life, target, len(raw))
         if target is None or path is None:
+            self._world.laws.check_unreached(life, receiver)
             life.after(2 * LATENCY_S, partial(life.take, Unreached(to)))
             return
         copies, late_s = 1, 0.0
@@ -108,7 +109,7 @@ class Traffic:
             if (
                 third is None
                 or third.is_frozen
-                or not (self._is_connected(life, third) and self._has_link(third, target))
+                or not (self._is_connected(life, third) and self.has_link(third, target))
             ):
                 continue
             if third.forwards.refusal(life.peer.id, num_bytes, self._world.now_s):
@@ -139,14 +140,14 @@ class Traffic:
 
     def _is_connected(self, life: Life, target: Life) -> bool:
         """Whether one of the two has opened a connection to the other, or can open one now."""
-        if self._has_link(life, target):
+        if self.has_link(life, target):
             return True
         if not target.peer.is_dialable:
             return False
         self._dialled.add(_link_of(life, target))
         return True
 
-    def _has_link(self, life: Life, target: Life) -> bool:
+    def has_link(self, life: Life, target: Life) -> bool:
         return _link_of(life, target) in self._dialled
 
     def _chance_of(self, sender: Peer, receiver: Peer) -> random.Random:
