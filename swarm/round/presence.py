@@ -67,9 +67,11 @@ class Presence:
         return frozenset(self._given_up)
 
     def hear(self, status: PeerStatus, sealed: bytes, now_s: float, age_s: float = 0.0) -> bool:
-        """Takes a status that was said `age_s` ago; returns whether the peer is new here or back."""
+        """Takes a status that was said `age_s` ago; returns whether the peer is new here or back: old words, such as those
+        of somebody who was killed meanwhile, are no proof that it is here."""
         known = self.roll.get(status.peer)
-        is_new = self.roll.hear(status, sealed, now_s, age_s)
+        is_taken = self.roll.hear(status, sealed, now_s, age_s)
+        is_new = is_taken and age_s <= self._silence_s and self.roll.meet(status.peer)
         if (known.status.dialled if known is not None else ()) != status.dialled:
             self._first = None
         self.answers.hear(status.peer, status.answer)

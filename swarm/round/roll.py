@@ -26,6 +26,7 @@ class Heard:
     at_s: float  # when it was said: what somebody else heard some time ago is as old as that
     came_s: float  # when it came here, not before `at_s`
     left: bool = False
+    is_met: bool = False  # a word of it came here while it was fresh
 
 
 class Roll:
@@ -36,8 +37,7 @@ class Roll:
         self._attested: Counter[PeerId] = Counter()  # peers that others say they have dialled
 
     def hear(self, status: PeerStatus, sealed: bytes, now_s: float, age_s: float = 0.0) -> bool:
-        """Takes a status that was said `age_s` ago; returns whether the peer is new here or back. Older beats than the known
-        one are ignored.
+        """Takes a status that was said `age_s` ago; returns whether it was taken: older beats than the known one are ignored.
 
         Who said goodbye comes back as another incarnation: a status of the one that left was only long on its way.
         """
@@ -51,9 +51,17 @@ class Roll:
         elif len(self._heard) >= MAX_HEARD:
             self._drop(next(iter(self._heard)))
         at_s = max(now_s - age_s, known.at_s) if known is not None else now_s - age_s
-        self._heard[status.peer] = Heard(status, sealed, at_s, now_s)
+        is_met = known is not None and known.is_met and not known.left
+        self._heard[status.peer] = Heard(status, sealed, at_s, now_s, is_met=is_met)
         self.attest(status.peer, status.dialled)
-        return known is None or known.left
+        return True
+
+    def meet(self, peer: PeerId) -> bool:
+        """Notes that a word of that peer's came here while it was fresh; returns whether it is the first, or the first after
+        a goodbye."""
+        heard = self._heard[peer]
+        was_met, heard.is_met = heard.is_met, True
+        return not was_met
 
     def leave(self, peer: PeerId, incarnation: int) -> bool:
         """Notes a goodbye of that process or an earlier one; returns whether the peer was here."""
