@@ -23,6 +23,7 @@ from swarm.messages import (
     CheckpointRecord,
     Chunk,
     Events,
+    Forward,
     GetBlob,
     GetCheckpoint,
     GetChunk,
@@ -36,6 +37,7 @@ from swarm.messages import (
     open_message,
     seal_message,
 )
+from swarm.net.forward import ForwardLimits, ForwardNumbers
 
 RUN = digest_of("test-run")
 
@@ -87,6 +89,12 @@ class FakePeer:
     status: PeerStatus
     up: bool = True
     frozen: bool = False
+    is_behind_nat: bool = False  # nobody can dial it
+    connected: set[PeerId] = field(default_factory=set)  # to whom it passes messages on
+    passes_on: Callable[[Forward], bytes] | None = None  # instead
+    refused: int = 0  # messages that it did not pass on, as they were too many
+    limits: ForwardLimits = field(default_factory=ForwardLimits)
+    numbers: ForwardNumbers = field(default_factory=ForwardNumbers)
     events: list[bytes] = field(default_factory=list)
     blobs: dict[Digest, bytes] = field(default_factory=dict)
     record: CheckpointRecord | None = None
@@ -159,6 +167,22 @@ class FakeSwarm:
                 return peer.seal(Chunk(bytes(list(chunks_of(peer.blobs[root]))[index])))
         return peer.seal(Refused("not held"))
 
+    def pass_on(self, third: FakePeer, author: PeerId, forward: Forward, num_bytes: int) -> bytes:
+        """What comes back over an honest third."""
+        third.asked["Forward"] += 1
+        refusal = third.limits.refusal(author, num_bytes, trio.current_time())
+        third.refused += bool(refusal)
+        if third.passes_on is not None:
+            return third.passes_on(forward)
+        to = self.by_id(forward.to)
+        if refusal or to is None or not to.up or to.peer_id not in third.connected:
+            return third.seal(Refused(refusal or f"{forward.to} is not connected here"))
+        assert to.numbers.is_new(author, forward.number)
+        signed_by, message = open_message(forward.sealed, run=RUN)
+        assert signed_by == author
+        to.asked[type(message).__name__] += 1
+        return self.answer(to, message)
+
     @staticmethod
     def blob(data: bytes) -> tuple[Digest, bytes]:
         return blob_digest(data), data
@@ -181,13 +205,16 @@ class FakeTransport:
 
     def serve(self, handler: object) -> None: ...
 
+    async def connected(self) -> frozenset[PeerId]:
+        return frozenset(self._connected)
+
     async def connect(self, address: str, *, timeout_s: float) -> PeerId:
         await trio.lowlevel.checkpoint()
         found = parse_address(address)
         peer = self._swarm.by_id(found.peer)
         if peer is None or not peer.up or peer.port != found.port:
             raise Unreachable(f"{found.host}:{found.port}: connection refused")
-        if peer.frozen:
+        if peer.frozen or peer.is_behind_nat:
             await self._time_out(timeout_s)
         self._connected.add(found.peer)
         return found.peer
@@ -200,7 +227,11 @@ class FakeTransport:
             raise Unreachable(f"no connection to {to}")
         if peer.frozen:
             await self._time_out(timeout_s)
-        _, message = open_message(payload, run=RUN)
+        author, message = open_message(payload, run=RUN)
+        if isinstance(message, Forward):
+            answer = self._swarm.pass_on(peer, author, message, len(payload))
+            peer.limits.spend(author, len(answer), trio.current_time())
+            return answer
         peer.asked[type(message).__name__] += 1
         if peer.fault is not None:
             with trio.move_on_after(timeout_s):
