@@ -97,7 +97,7 @@ class Discovery:
 
         await asyncio.gather(*(ask(peer) for peer in peers))
         own = self._participant.status()
-        for one in self._participant.acquaintances():
+        for one in dict.fromkeys((*self._participant.acquaintances(), *peers)):
             self._tell(one, own)
 
     async def _ask(self, peer: PeerId) -> None:

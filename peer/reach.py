@@ -25,7 +25,7 @@ DIAL_AGAIN_S: Final = 240.0  # somebody who answered: twice within the time for 
 COUNTS_FOR_S: Final = 600.0
 FIRST_REST_S: Final = 10.0  # after a dial in vain; doubled with each further one
 LONGEST_REST_S: Final = 300.0
-DIAL_TIMEOUT_S: Final = 3.0
+DIAL_ANEW_TIMEOUT_S: Final = 3.0
 AT_ONCE: Final = 4
 
 
@@ -115,10 +115,10 @@ class Reach:
     async def _dial(self, peer: PeerId, addresses: tuple[Address, ...]) -> None:
         known, now_s = self._known[peer], awake_or_asleep_s()
         for address in addresses:
-            if await self._answers(address, timeout_s=DIAL_TIMEOUT_S):
+            if await self._answers(address, timeout_s=DIAL_ANEW_TIMEOUT_S):
                 known.answered_s, known.due_s, known.failures = now_s, now_s + DIAL_AGAIN_S, 0
                 with contextlib.suppress(NetworkError, RemoteError):
-                    await self._transport.connect(str(address), timeout_s=DIAL_TIMEOUT_S)
+                    await self._transport.connect(str(address), timeout_s=DIAL_ANEW_TIMEOUT_S)
                 return
         known.answered_s = None
         known.due_s = now_s + min(LONGEST_REST_S, FIRST_REST_S * 2.0**known.failures)

@@ -23,7 +23,7 @@ from swarm.round.presence import Presence
 
 REDIAL_EVERY_S: Final = 5.0  # of one peer: libp2p refuses an address for as long after a dial that failed
 HOP_TIMEOUT_S: Final = 3.0  # of one forwarder: to it, on to the receiver, and all the way back
-DIAL_TIMEOUT_S: Final = 4.0
+REDIAL_TIMEOUT_S: Final = 4.0
 _MAX_REMEMBERED: Final = 1024
 
 
@@ -106,7 +106,7 @@ class Routes:
             return False
         for address in heard.status.addresses:
             with contextlib.suppress(NetworkError, RemoteError):
-                if await self._transport.connect(address, timeout_s=DIAL_TIMEOUT_S) == to:
+                if await self._transport.connect(address, timeout_s=REDIAL_TIMEOUT_S) == to:
                     return True
         return False
 

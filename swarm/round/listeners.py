@@ -44,6 +44,14 @@ def _lost_from_sight(turn: Turn, beats: int) -> list[PeerId]:
     return (silent[first:] + silent[:first])[:PROBED]
 
 
+def of_contribution(turn: Turn, dialled: tuple[PeerId, ...]) -> tuple[PeerId, ...]:
+    """Members, and who stands at our head. Where nobody can dial us, others that we have dialled, too: who fetches our blob
+    over that connection gives it to those who cannot."""
+    holders = () if turn.presence.roll.is_attested(turn.presence.me) else dialled
+    at_head = (status.peer for status in turn.at_head())
+    return tuple(sorted({*turn.members, *at_head, *holders} - {turn.presence.me}))
+
+
 def of_newcomer(turn: Turn) -> tuple[PeerId, ...]:
     """Those at the best heads heard of: they know the way."""
     known = [heard.status for heard in turn.presence.roll.all()]

@@ -355,7 +355,7 @@ class Participant:
     def _cut_done(self, contribution: Contribution, sealed: bytes) -> None:
         self.restore(contribution, sealed)
         self._beat_due_s = self._now_s
-        for peer in sorted({*self.members, *(status.peer for status in self._turn.at_head())}):
+        for peer in listeners.of_contribution(self._turn, self.figures.dialled):
             self._out.send(peer, contribution, sealed)
 
     def _take_offer(self, sender: PeerId, offer: MergeOffer, sealed: bytes) -> None:
