@@ -182,9 +182,12 @@ class Archive:
         found = self._db.execute("SELECT address FROM addresses ORDER BY reached_at_s DESC, heard_at_s DESC")
         return [address for (address,) in found]
 
-    def reached(self) -> dict[PeerId, list[str]]:
-        """Addresses at which peers answered a dial of ours, the ones reached last first."""
-        rows = self._db.execute("SELECT peer, address FROM addresses WHERE reached_at_s > 0 ORDER BY reached_at_s DESC")
+    def reached(self, since_s: float) -> dict[PeerId, list[str]]:
+        """Addresses at which peers answered a dial of ours since then, the ones reached last first."""
+        rows = self._db.execute(
+            "SELECT peer, address FROM addresses WHERE reached_at_s > 0 AND reached_at_s >= ? ORDER BY reached_at_s DESC",
+            (since_s,),
+        )
         found: dict[PeerId, list[str]] = {}
         for peer, address in rows:
             found.setdefault(PeerId(peer), []).append(address)

@@ -236,19 +236,22 @@ class Collector:
     async def _ask_status(self, target: _Target) -> None:
         peers: Peers = await self._ask(target, GetPeers(0), Peers)
         self._total = max(peers.total, len(peers.known))
-        if not peers.known:
-            raise MalformedBytes(f"{target.peer} did not tell its own status")
-        own = self._verified(peers.known[0].sealed)
-        if own.peer != target.peer:
-            raise MalformedBytes(f"{target.peer} told the status of {own.peer} as its own")
-        if own.incarnation != target.incarnation:
-            target.incarnation, target.since = own.incarnation, 0  # it counts its events anew; the archive knows them
-        self._take(own, peers.known[0].sealed, direct=True, through=target.way.through)
+        known = list(peers.known)
+        own = self._verified(known[0].sealed) if known else None
+        if own is not None and own.peer == target.peer:
+            if own.incarnation != target.incarnation:
+                target.incarnation, target.since = (
+                    own.incarnation,
+                    0,
+                )  # it counts its events anew; the archive knows them
+            self._take(own, known.pop(0).sealed, direct=True, through=target.way.through)
+        elif target.peer in self._beats:  # a relay has no status, neither here nor anywhere
+            raise MalformedBytes(f"{target.peer} did not tell its own status first")
         if not self.reached.is_set():
             self.reached.set()
         self._archive_reached(target)
-        for known in peers.known[1:]:
-            self._take(self._verified(known.sealed), known.sealed, direct=False, age_s=known.age_s)
+        for one in known:
+            self._take(self._verified(one.sealed), one.sealed, direct=False, age_s=one.age_s)
 
     def _archive_reached(self, target: _Target) -> None:
         """The address book learns of an address that works, once in a while."""

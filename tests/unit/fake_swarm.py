@@ -96,6 +96,7 @@ class FakePeer:
     limits: ForwardLimits = field(default_factory=ForwardLimits)
     numbers: ForwardNumbers = field(default_factory=ForwardNumbers)
     events: list[bytes] = field(default_factory=list)
+    others: list[FakePeer] | None = None  # of whom it has heard; None: of all
     blobs: dict[Digest, bytes] = field(default_factory=dict)
     record: CheckpointRecord | None = None
     fault: Callable[[Any], Awaitable[bytes | None]] | None = None
@@ -149,7 +150,8 @@ class FakeSwarm:
         """What an honest peer answers."""
         match message:
             case GetPeers(offset):
-                others = (one for one in self.peers if one is not peer and (one.up or one.status.beat > 1))
+                heard_of = self.peers if peer.others is None else peer.others
+                others = (one for one in heard_of if one is not peer and (one.up or one.status.beat > 1))
                 known = fresh(peer.sealed_status(), *(one.sealed_status() for one in others))
                 return peer.seal(Peers(len(known), known[offset : offset + 64]))
             case GetEvents(since):

@@ -142,4 +142,5 @@ def test_what_was_reached_is_told_apart_from_what_was_heard_of(tmp_path: Path) -
         archive.note_addresses(ADA, ["/told"], 1.0)
         archive.note_addresses(BEA, ["/first"], 2.0, reached=True)
         archive.note_addresses(BEA, ["/second"], 3.0, reached=True)
-        assert archive.reached() == {BEA: ["/second", "/first"]}
+        assert archive.reached(2.0) == {BEA: ["/second", "/first"]}
+        assert archive.reached(2.5) == {BEA: ["/second"]}

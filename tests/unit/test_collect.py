@@ -386,3 +386,28 @@ def test_news_of_a_clock_that_is_fast_come_now(tmp_path: Path) -> None:
         assert at_s <= watch.wall_s()
 
     watching(tmp_path, swarm, job, at=[swarm.peers[0].address])
+
+
+def test_a_relay_has_no_status_and_passes_on(tmp_path: Path) -> None:
+    """It takes no part in the run: it is no peer of the table, and no liar either."""
+    swarm = FakeSwarm(3)
+    relay, *members = swarm.peers
+    for number in (1, 2):
+        behind_nat(swarm, number, 0)
+
+    async def statuses_of_others(message: Any) -> bytes | None:
+        if isinstance(message, GetPeers):
+            return relay.seal(Peers(2, fresh(*(one.sealed_status() for one in members))))
+        return None
+
+    relay.fault = statuses_of_others
+    for member in members:
+        member.others = members
+
+    async def job(watch: Watch) -> None:
+        await trio.sleep(8.0)
+        assert watch.live() == {"peer1", "peer2"} and watch.now().notes == ()
+        assert {row.seen.through for row in watch.now().rows} == {relay.peer_id}
+        assert relay.asked["Forward"] > 2
+
+    watching(tmp_path, swarm, job, at=[relay.address])

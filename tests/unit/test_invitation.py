@@ -51,6 +51,18 @@ def test_those_are_in_it_whom_the_monitor_or_a_peer_has_dialled(home: Home) -> N
     assert found.run == RUN
 
 
+def test_a_relay_that_answered_is_in_it_although_nobody_has_a_status_of_it(home: Home) -> None:
+    hidden, relay, other = FakeSwarm(3).peers
+    remember(home, hidden, "203.0.113.1")
+    addresses = [
+        f"/ip4/203.0.113.{number}/tcp/4001/p2p/{peer.peer_id.base58}" for number, peer in ((2, relay), (3, other))
+    ]
+    with closing(Archive(home.history, RUN)) as archive:
+        archive.note_addresses(relay.peer_id, addresses[:1], NOW - 10, reached=True)
+        archive.note_addresses(other.peer_id, addresses[1:], NOW - RECENT_S - 1, reached=True)
+    assert invitation(home)[0].addresses == (addresses[0],)
+
+
 def test_before_anything_was_seen_it_is_the_invite_that_was_given(home: Home) -> None:
     found, note = invitation(home)
     assert found.addresses == (ADDRESS,) and note
