@@ -1,7 +1,7 @@
 """A small public server that trains nothing: peers behind NAT meet there, it passes their messages on and holds their blobs.
 
-It knows the run's manifest, keeps a place in the DHT, forwards by one hop (`swarm.net.forward`), and fetches each contribution
-that its author announces to it, so that others can fetch it here. It holds no state, leads nothing and has no vote.
+It knows the run's manifest, is a node of the DHT, forwards by one hop (`swarm.net.forward`), and fetches the contributions
+that authors announce to it, so that others can fetch them here. It holds no state, leads nothing and has no vote.
 """
 
 from __future__ import annotations

@@ -20,6 +20,7 @@ from peer.pacing import Pacer
 from peer.sealing import open_aside, seal_aside
 from peer.served_states import ServedStates
 from swarm import wire
+from swarm.blobs import BUSY
 from swarm.digest import Digest, chunk_length, num_chunks
 from swarm.errors import BadSignature, MalformedBytes, Refusal
 from swarm.events import Event, event_bytes
@@ -29,6 +30,7 @@ from swarm.messages import (
     MAX_LOG_COMMITS,
     MAX_PEERS_PAGE,
     MAX_SEALED_BYTES,
+    BlobInfo,
     Chunk,
     Commit,
     Contribution,
@@ -61,6 +63,8 @@ from swarm.messages import (
 from swarm.schema import to_value
 from swarm.wire import MAX_FRAME_BYTES
 
+WAITED_FOR_S: Final = 2.0  # for a blob that is being fetched; less than an asker waits for its answer
+LOOK_S: Final = 0.1
 KEPT_EVENTS: Final = 2048
 ROUND_PINS: Final = "network"  # the owner under whom the blobs are pinned that the round may be about
 _PAGE_BYTES: Final = 512 << 10  # of commits, statuses or events in one answer: half a frame, room for what is around
@@ -173,7 +177,7 @@ class Server:
         fault_point.serves(message, self.state)
         match message:
             case GetBlob(root):
-                return await asyncio.to_thread(self._store.info, root) or Refused(f"blob {root} is not here")
+                return await self._info(root)
             case GetChunk(root, index):
                 return await self._chunk(remote, root, index)
             case GetPeers(offset):
@@ -193,6 +197,17 @@ class Server:
                 return self.events.behind(since)
             case _:
                 raise MalformedBytes(f"a {type(message).__name__} is not a request")
+
+    async def _info(self, root: Digest) -> BlobInfo | Refused:
+        """What is on its way here is waited for a moment: others ask us since they cannot reach its author."""
+        for _ in range(round(WAITED_FOR_S / LOOK_S)):
+            if not self._store.partials.is_open(root):
+                break
+            await asyncio.sleep(LOOK_S)
+        info = await asyncio.to_thread(self._store.info, root)
+        if info is None and self._store.partials.is_open(root):
+            return Refused(f"{BUSY}: blob {root} is on its way here")
+        return info or Refused(f"blob {root} is not here")
 
     async def _chunk(self, remote: PeerId, root: Digest, index: int) -> Chunk | Refused:
         self._served_states.asked(root)
