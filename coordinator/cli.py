@@ -129,12 +129,9 @@ def pull(
 
 
 @app.command(epilog=_INVITE_EXAMPLES)
-def invite(
-    invite: _InviteArgument = None,
-    home: _HomeOption = None,
-) -> None:
+def invite(home: _HomeOption = None) -> None:
     """Print a fresh invite, from the peers that answered last. Needs no network."""
-    opened = _open(invite, home)
+    opened = _open(None, home)
     from coordinator.invitation import invitation
 
     try:
