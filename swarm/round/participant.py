@@ -370,8 +370,10 @@ class Participant:
             self._out.send(self.leader, offer, sealed)
 
     def _blob_stored(self, root: Digest) -> None:
+        waiting = self._exchange.docket.get(root)
+        if waiting is None or self.me.peer not in waiting.holders:
+            self._holding.add(root)
         self._exchange.stored(root, self.chain.version)
-        self._holding.add(root)
 
     # ---------------------------------------------------------------- commits and heads
 
