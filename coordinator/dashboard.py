@@ -124,7 +124,7 @@ def _way_to(row: PeerRow, names: Mapping[PeerId, str]) -> str:
     """How a peer is reached, where it is not by a connection."""
     through = row.seen.through
     if through is not None and row.is_live:
-        return f"through {names.get(through) or through}"
+        return f"through {names.get(through, 'a relay') or through}"  # a relay has no status
     return "behind NAT" if row.is_live and row.seen.trouble and not row.is_dialable else ""
 
 

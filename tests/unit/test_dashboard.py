@@ -185,3 +185,22 @@ def test_news_that_come_late_say_how_old_they_are() -> None:
     """A peer that joined two minutes ago, and was killed since, was once told as if it came now."""
     assert plain_note(NOW, NOW - 3, "cyd joined") == "22:13:17 cyd joined"
     assert plain_note(NOW, NOW - 120, "cyd joined") == "22:11:20 cyd joined (2m ago)"
+
+
+@pytest.mark.parametrize(
+    ("found", "word"),
+    [
+        (Seen(a_status(PEERS[1]), NOW, True), ""),
+        (Seen(a_status(PEERS[1]), NOW, True, through=PEERS[0]), "through ada"),
+        (Seen(a_status(PEERS[1]), NOW, True, through=PEERS[7]), "through a relay"),
+        (Seen(a_status(PEERS[1], beat=9), NOW, False), "behind NAT"),
+    ],
+    ids=["connected", "over a peer", "over a relay", "only told of"],
+)
+def test_a_row_says_how_a_peer_is_reached(found: Seen, word: str) -> None:
+    view = fold(SwarmView(RUN), Seen(a_status(PEERS[0], name="ada"), NOW, True))
+    view = fold(view, Seen(a_status(PEERS[1]), NOW - 60, False))
+    view = fold(view, Trouble(PEERS[1], NOW - 50, "timed out", False))
+    drawn = render(summarize(fold(view, found), NOW), 140, None)
+    (row,) = (line for line in drawn.splitlines() if str(PEERS[1]) in line)
+    assert row.split(" 0s")[1].strip() == word
