@@ -187,7 +187,7 @@ class Node:
             if self._opened:
                 self._parts.handoff.give(work.OpenRound(self._opened))
 
-    def _received(self, sender: PeerId, message: Any, sealed: bytes, age_s: float = 0.0) -> None:
+    def _received(self, sender: PeerId, message: Any, sealed: bytes, age_s: float | None = None) -> None:
         self.post(Received(sender, message, sealed, age_s))
 
     def _reported(self, report: work.Report) -> None:

@@ -50,7 +50,7 @@ class Relay:
         self._store = store
         self._fetcher = Fetcher(asker, store)
         self._max_bytes = max_bytes
-        self._roll = Roll()
+        self._roll = Roll(SAY_EVERY_S)
         self._held: OrderedDict[Digest, Contribution] = OrderedDict()  # the oldest first
         self._fetching: set[Digest] = set()
         self._places = asyncio.Semaphore(FETCHED_AT_ONCE)

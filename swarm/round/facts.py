@@ -23,7 +23,7 @@ class Received:
     sender: PeerId
     message: Any
     sealed: bytes = b""
-    age_s: float = 0.0  # of a status: how long ago it was said, as far as whoever passed it on can tell
+    age_s: float | None = None  # of a status that somebody else had heard: how long ago. None: its author sent it now
 
 
 @dataclass(frozen=True, slots=True)

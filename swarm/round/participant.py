@@ -296,7 +296,7 @@ class Participant:
             case _:
                 self._out.happened(PeerMisbehaved(sender, f"a {type(message).__name__} is not a one-way message"))
 
-    def _hear(self, status: PeerStatus, sealed: bytes, age_s: float) -> None:
+    def _hear(self, status: PeerStatus, sealed: bytes, age_s: float | None) -> None:
         if status.peer == self.me.peer:
             return
         if self.presence.hear(status, sealed, self._now_s, age_s):

@@ -23,7 +23,7 @@ class Presence:
 
     def __init__(self, me: PeerId, silence_s: float, heartbeat_s: float = 0.0) -> None:
         self.me = me
-        self.roll = Roll()
+        self.roll = Roll(silence_s)
         self.answers = Answers(me, silence_s + 2 * heartbeat_s)  # an answer is on its way for two heartbeats
         self.head_since_s = 0.0
         self.majority_s = 0.0  # when a majority of the members was last here
@@ -66,12 +66,11 @@ class Presence:
         """Leaders who were silent in their turn at this head."""
         return frozenset(self._given_up)
 
-    def hear(self, status: PeerStatus, sealed: bytes, now_s: float, age_s: float = 0.0) -> bool:
-        """Takes a status that was said `age_s` ago; returns whether the peer is new here or back: old words, such as those
-        of somebody who was killed meanwhile, are no proof that it is here."""
+    def hear(self, status: PeerStatus, sealed: bytes, now_s: float, age_s: float | None = None) -> bool:
+        """Takes a status from its author, or one that was said `age_s` ago to somebody else; returns whether the peer is new
+        here or back."""
         known = self.roll.get(status.peer)
-        is_taken = self.roll.hear(status, sealed, now_s, age_s)
-        is_new = is_taken and age_s <= self._silence_s and self.roll.meet(status.peer)
+        is_new = self.roll.hear(status, sealed, now_s, age_s)
         if (known.status.dialled if known is not None else ()) != status.dialled:
             self._first = None
         self.answers.hear(status.peer, status.answer)
@@ -190,12 +189,15 @@ class Presence:
         return listens or peer == self.me
 
     def is_here(self, peer: PeerId, now_s: float) -> bool:
-        """At a leader: whether a member has answered lately, or may still do so since we began to listen."""
+        """At a leader: whether a member has answered lately, or may still do so since we began to listen, or since it has
+        spoken to us again after a silence."""
         heard = self.roll.get(peer)
         if peer == self.me or (heard is not None and heard.left):
             return peer == self.me
-        listens = now_s - self._listens_since_s <= self._silence_s and peer not in self._given_up
-        return listens or (self.answers.has(peer, now_s) and self.is_live(peer, now_s))
+        if now_s - self._listens_since_s <= self._silence_s and peer not in self._given_up:
+            return True
+        is_back = heard is not None and now_s - heard.back_s <= self._silence_s
+        return (is_back or self.answers.has(peer, now_s)) and self.is_live(peer, now_s)
 
     def is_awaited(self, peer: PeerId, now_s: float) -> bool:
         """Whether a round should wait for a member: here, and not on its way out or behind."""

@@ -5,6 +5,7 @@ Kept in the order in which they came, so that whoever fell silent is found witho
 
 from __future__ import annotations
 
+import math
 from collections import Counter
 from collections.abc import Iterator
 from dataclasses import dataclass
@@ -26,18 +27,23 @@ class Heard:
     at_s: float  # when it was said: what somebody else heard some time ago is as old as that
     came_s: float  # when it came here, not before `at_s`
     left: bool = False
+    spoke_s: float = -math.inf  # when its author itself spoke to us last
+    back_s: float = -math.inf  # since when it has, without a long silence
     is_met: bool = False  # a word of it came here while it was fresh
 
 
 class Roll:
     """The statuses heard, newest per peer."""
 
-    def __init__(self) -> None:
+    def __init__(self, silence_s: float) -> None:
+        self._silence_s = silence_s
         self._heard: dict[PeerId, Heard] = {}  # the one that nothing came of for longest first
         self._attested: Counter[PeerId] = Counter()  # peers that others say they have dialled
 
-    def hear(self, status: PeerStatus, sealed: bytes, now_s: float, age_s: float = 0.0) -> bool:
-        """Takes a status that was said `age_s` ago; returns whether it was taken: older beats than the known one are ignored.
+    def hear(self, status: PeerStatus, sealed: bytes, now_s: float, age_s: float | None = None) -> bool:
+        """Takes a status from its author, or one that was said `age_s` ago to somebody else; returns whether the peer is new
+        here or back: words older than the silence, of somebody who was killed meanwhile say, prove nothing. Older beats than
+        the known one are ignored.
 
         Who said goodbye comes back as another incarnation: a status of the one that left was only long on its way.
         """
@@ -50,18 +56,17 @@ class Roll:
             self._drop(status.peer)
         elif len(self._heard) >= MAX_HEARD:
             self._drop(next(iter(self._heard)))
-        at_s = max(now_s - age_s, known.at_s) if known is not None else now_s - age_s
-        is_met = known is not None and known.is_met and not known.left
-        self._heard[status.peer] = Heard(status, sealed, at_s, now_s, is_met=is_met)
+        heard = self._heard[status.peer] = Heard(status, sealed, now_s - (age_s or 0.0), now_s)
+        if known is not None:
+            heard.at_s = max(heard.at_s, known.at_s)
+            heard.spoke_s, heard.back_s = known.spoke_s, known.back_s
+        if age_s is None:
+            heard.back_s = heard.back_s if now_s - heard.spoke_s <= self._silence_s else now_s
+            heard.spoke_s = now_s
         self.attest(status.peer, status.dialled)
-        return True
-
-    def meet(self, peer: PeerId) -> bool:
-        """Notes that a word of that peer's came here while it was fresh; returns whether it is the first, or the first after
-        a goodbye."""
-        heard = self._heard[peer]
-        was_met, heard.is_met = heard.is_met, True
-        return not was_met
+        was_met = known is not None and known.is_met and not known.left
+        heard.is_met = was_met or (age_s or 0.0) <= self._silence_s
+        return heard.is_met and not was_met
 
     def leave(self, peer: PeerId, incarnation: int) -> bool:
         """Notes a goodbye of that process or an earlier one; returns whether the peer was here."""
@@ -94,6 +99,7 @@ class Roll:
         for heard in self._heard.values():
             heard.at_s += seconds
             heard.came_s += seconds
+            heard.spoke_s += seconds
 
     def forget_silent(self, now_s: float) -> None:
         """Drops peers not heard of for FORGET_AFTER_S."""

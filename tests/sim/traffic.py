@@ -22,7 +22,9 @@ from swarm.messages import (
     GetLog,
     GetState,
     Holders,
+    LeaderBrief,
     Log,
+    NewView,
     PeerStatus,
     StateRecord,
 )
@@ -131,6 +133,8 @@ class Traffic:
         _, message = unseal(raw)
         if isinstance(message, PeerStatus) and message.peer == sender:
             target.heard_s[sender] = self._world.now_s
+        if isinstance(message, LeaderBrief | NewView):
+            target.peer.words_s[sender] = self._world.now_s
         target.take(Received(sender, message, raw))
 
     def _is_connected(self, life: Life, target: Life) -> bool:

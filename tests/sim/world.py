@@ -305,6 +305,7 @@ class World:
         self.has_moved = True
         self.laws.disturbed()
         life.is_frozen = False
+        life.resumed_s = self.now_s
         held, life.held_back = life.held_back, []
         for then in held:
             life.run(then)
