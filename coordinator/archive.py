@@ -182,6 +182,17 @@ class Archive:
         found = self._db.execute("SELECT address FROM addresses ORDER BY reached_at_s DESC, heard_at_s DESC")
         return [address for (address,) in found]
 
+    def reached(self, since_s: float) -> dict[PeerId, list[str]]:
+        """Addresses at which peers answered a dial of ours since then, the ones reached last first."""
+        rows = self._db.execute(
+            "SELECT peer, address FROM addresses WHERE reached_at_s > 0 AND reached_at_s >= ? ORDER BY reached_at_s DESC",
+            (since_s,),
+        )
+        found: dict[PeerId, list[str]] = {}
+        for peer, address in rows:
+            found.setdefault(PeerId(peer), []).append(address)
+        return found
+
 
 class _Transaction:
     """BEGIN ... COMMIT, or ROLLBACK on an error; a full disk is the user's to mend."""

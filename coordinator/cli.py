@@ -1,4 +1,4 @@
-"""The maintainer's commands: monitor, status, pull. A mistake is one line on stderr and exit code 2."""
+"""The maintainer's commands: monitor, status, pull, invite. A mistake is one line on stderr and exit code 2."""
 
 from __future__ import annotations
 
@@ -44,6 +44,10 @@ _PULL_EXAMPLES: Final = """\b
 Examples:
   barnraise pull ./model INVITE             the newest checkpoint
   barnraise pull ./at-512 --version 512     a certain one of the run watched last"""
+_INVITE_EXAMPLES: Final = """\b
+Examples:
+  barnraise invite                  of the run used last on this machine
+  barnraise invite --home DIR       of a peer's home, or a monitor's"""
 _FAILED: Final = 2
 _INTERRUPTED: Final = 130
 
@@ -122,6 +126,21 @@ def pull(
     if not _run(job):
         sys.stderr.write("stopped; what has come is kept, pull again to go on\n")
         raise typer.Exit(_INTERRUPTED)
+
+
+@app.command(epilog=_INVITE_EXAMPLES)
+def invite(home: _HomeOption = None) -> None:
+    """Print a fresh invite, from the peers that answered last. Needs no network."""
+    opened = _open(None, home)
+    from coordinator.invitation import invitation
+
+    try:
+        fresh, note = invitation(opened)
+    except BarnraiseError as error:
+        _fail(error)
+    if note:
+        sys.stderr.write(f"{note}\n")
+    sys.stdout.write(f"{fresh.encode()}\n")
 
 
 def _show(invite: str | None, home: Path | None, *, is_once: bool, is_json: bool) -> None:

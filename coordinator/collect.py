@@ -4,6 +4,7 @@
                        -> _follow     one task for each peer that is asked directly: status, events, pause, again
                        -> _survey     the rest of a large swarm, page by page from one peer at a time
 
+A peer that cannot be dialled, behind NAT, answers by one hop over one that we are connected to (`coordinator/ask.py`).
 A frozen or lying peer delays nobody: each has its own task; peers that failed the last time share a lane of their own, so
 that they cannot hold the places of healthy ones. What a peer says is verified (signature, run, author) before it is
 believed, and the newest beat wins. Whoever sends wrong bytes is asked more and more rarely.
@@ -11,6 +12,7 @@ believed, and the newest beat wins. Whoever sends wrong bytes is asked more and 
 
 from __future__ import annotations
 
+import math
 from collections import OrderedDict
 from collections.abc import Callable, Iterable
 from dataclasses import dataclass, field
@@ -18,7 +20,8 @@ from typing import Any, Final
 
 import trio
 
-from coordinator.archive import Archive
+from coordinator.archive import Archive, ToldEvent
+from coordinator.ask import TIMEOUT_S, Asker, Way
 from coordinator.view import Happened, Seen, Trouble
 from swarm.address import parse_address
 from swarm.digest import Digest, digest_of
@@ -32,17 +35,14 @@ from swarm.messages import (
     GetPeers,
     Peers,
     PeerStatus,
-    Refused,
     open_as,
-    open_message,
-    seal_message,
 )
 from swarm.net.transport import Transport
 
-TIMEOUT_S: Final = 3.0  # of one dial or request
 POLL_S: Final = 1.0
 MAX_DIRECT: Final = 64  # peers asked directly; of others we hear through these
 PEERS_A_SECOND: Final = 24  # asked directly, so that 64 peers are each asked every 2.7 s
+HOPS_A_SECOND: Final = 4  # asked by a hop, two questions each: a fifth of what one third passes on
 MAX_AT_ONCE: Final = 8
 RETRY_S: Final = (1.0, 1.0, 2.0, 3.0)  # pauses after failures in a row, then LATER_S: back in view within 5 s at first
 LATER_S: Final = 4.0
@@ -55,6 +55,7 @@ MAX_EVENT_PAGES: Final = 8  # in one poll
 MAX_KNOCKS: Final = 64  # addresses of the book tried in one go
 GIVE_UP_AFTER_KNOCKS: Final = 3
 SURVEY_S: Final = 5.0
+NOTE_REACHED_S: Final = 60.0  # the address book is told that an address still works so often
 STORE_STATUS_S: Final = 5.0  # the archive is told of a peer's status so often
 _MIN_CHECKED: Final = 128  # sealed statuses whose signatures were verified lately; about 10 kB each in memory
 _CHECKED_PER_PEER: Final = 2  # the newest is told again by everyone, the one before by those who lag
@@ -67,12 +68,14 @@ class _Target:
     """A peer that is asked directly. `failures` counts in a row; `since` is the number of its last event we have."""
 
     peer: PeerId
-    addresses: dict[str, None] = field(default_factory=dict)  # the ones that worked last come first
+    way: Way
+    dialled: tuple[PeerId, ...] = ()  # by it, as its status says: they are connected to it
     failures: int = 0
     num_bad: int = 0
     since: int = 0
     incarnation: int | None = None
     polled: bool = False
+    noted_at_s: float = -math.inf  # when the archive was told the last time that it was reached
     wake: trio.Event = field(default_factory=trio.Event)
 
 
@@ -94,7 +97,7 @@ class Collector:
         self._archive = archive
         self._on_item = on_item
         self._wall_s = wall_s
-        self._keypair = keypair
+        self._asker = Asker(transport, keypair, run, wall_s)
         self._targets: dict[PeerId, _Target] = {}
         self._beats: dict[PeerId, int] = {}
         self._stored_at_s: dict[PeerId, float] = {}
@@ -131,7 +134,11 @@ class Collector:
                 continue  # of an older form of the protocol
             self._on_item(Seen(status, seen_at_s, direct=False))
         for told in self._archive.events(2000):
-            self._on_item(Happened(told.source, told.at_unix_s, told.event))
+            self._happened(told)
+
+    def _happened(self, told: ToldEvent) -> None:
+        """Nothing happens later than now, whatever the clock says of whoever tells it."""
+        self._on_item(Happened(told.source, min(told.at_unix_s, self._wall_s()), told.event))
 
     async def _knock(self, addresses: tuple[str, ...]) -> None:
         """Dials addresses, all at once and again, until somebody answered; and whenever nobody does any more."""
@@ -163,9 +170,10 @@ class Collector:
         if target is None:
             if len(self._targets) >= MAX_DIRECT or peer == self._transport.peer_id or self._nursery is None:
                 return
-            target = self._targets[peer] = _Target(peer)
+            target = self._targets[peer] = _Target(peer, Way(peer))
             self._nursery.start_soon(self._follow, target)
-        target.addresses = dict.fromkeys([*target.addresses, *addresses][:MAX_DIRECT])
+        way = target.way
+        way.addresses = dict.fromkeys([*way.addresses, *addresses][:MAX_DIRECT])
         target.wake.set()
 
     async def _follow(self, target: _Target) -> None:
@@ -194,6 +202,7 @@ class Collector:
         except NetworkError as error:
             self._trouble(target, str(error), bad=False)
             target.failures += 1
+            target.way.dial_due_s = 0.0
             if target.failures >= GIVEN_UP_AFTER:
                 return GIVEN_UP_S
             return RETRY_S[target.failures - 1] if target.failures <= len(RETRY_S) else LATER_S
@@ -202,74 +211,54 @@ class Collector:
             self._trouble(target, str(error), bad=True)
             return float(min(MAX_PENALTY_S, PENALTY_S * 2 ** min(10, target.num_bad - 1)))
         target.failures, target.num_bad = 0, max(0, target.num_bad - 1)
-        return max(POLL_S, len(self._targets) / PEERS_A_SECOND)
+        if target.way.through is None:
+            return max(POLL_S, len(self._targets) / PEERS_A_SECOND)
+        return max(POLL_S, sum(one.way.through is not None for one in self._targets.values()) / HOPS_A_SECOND)
 
     def _trouble(self, target: _Target, reason: str, *, bad: bool) -> None:
-        for address in target.addresses:
+        for address in target.way.addresses:
             self.tried[address] = reason
         self._on_item(Trouble(target.peer, self._wall_s(), reason, bad))
 
     async def _ask(self, target: _Target, message: object, kind: type[Any]) -> Any:
-        """The answer, signed by that peer. Addresses are dialled anew where a request finds no connection."""
-        sealed = seal_message(self._keypair, self._run, message)
-        try:
-            raw = await self._transport.request(target.peer, sealed, timeout_s=TIMEOUT_S)
-        except Unreachable:
-            if not target.addresses:
-                raise
-            await self._redial(target)
-            raw = await self._transport.request(target.peer, sealed, timeout_s=TIMEOUT_S)
-        author, answer = open_message(raw, run=self._run)
-        if author != target.peer:
-            raise MalformedBytes(f"{target.peer} answered with a message of {author}")
-        if isinstance(answer, Refused):
-            raise Refusal(answer.reason)
-        if not isinstance(answer, kind):
-            raise MalformedBytes(f"{target.peer} answered with a {type(answer).__name__} where {kind.__name__} is due")
-        return answer
+        """The answer, signed by that peer, by whatever way."""
+        return await self._asker.ask(target.way, message, kind, lambda: self._thirds(target))
 
-    async def _redial(self, target: _Target) -> None:
-        """Reaches the peer at one of its addresses, all dialled at once: a dead one costs no time. Raises Unreachable."""
-        found: list[str] = []
-        reasons: list[str] = []
-
-        async def dial(address: str, scope: trio.CancelScope) -> None:
-            try:
-                if await self._transport.connect(address, timeout_s=TIMEOUT_S) == target.peer:
-                    found.append(address)
-                    scope.cancel()
-            except (NetworkError, MalformedBytes) as error:
-                reasons.append(str(error))
-
-        async with trio.open_nursery() as nursery:
-            for address in target.addresses:
-                nursery.start_soon(dial, address, nursery.cancel_scope)
-        if not found:
-            raise Unreachable("; ".join(reasons[:3]))
-        target.addresses = dict.fromkeys([found[0], *target.addresses])
+    def _thirds(self, target: _Target) -> list[PeerId]:
+        """Who may pass a question on, those first who have dialled it; of one that did not answer lately one each time."""
+        seated = (one for one in self._targets.values() if one.polled and not one.failures and not one.num_bad)
+        found = [one.peer for one in seated if one.way.through is None and one is not target]
+        found.sort(key=lambda peer: peer not in target.dialled)
+        if target.failures and found:
+            return [found[target.failures % len(found)]]
+        return found
 
     async def _ask_status(self, target: _Target) -> None:
         peers: Peers = await self._ask(target, GetPeers(0), Peers)
         self._total = max(peers.total, len(peers.known))
-        if not peers.known:
-            raise MalformedBytes(f"{target.peer} did not tell its own status")
-        own = self._verified(peers.known[0].sealed)
-        if own.peer != target.peer:
-            raise MalformedBytes(f"{target.peer} told the status of {own.peer} as its own")
-        if own.incarnation != target.incarnation:
-            target.incarnation, target.since = own.incarnation, 0  # it counts its events anew; the archive knows them
-        self._take(own, peers.known[0].sealed, direct=True)
+        known = list(peers.known)
+        own = self._verified(known[0].sealed) if known else None
+        if own is not None and own.peer == target.peer:
+            if own.incarnation != target.incarnation:
+                target.incarnation, target.since = (
+                    own.incarnation,
+                    0,
+                )  # it counts its events anew; the archive knows them
+            self._take(own, known.pop(0).sealed, direct=True, through=target.way.through)
+        elif target.peer in self._beats:  # a relay has no status, neither here nor anywhere
+            raise MalformedBytes(f"{target.peer} did not tell its own status first")
         if not self.reached.is_set():
             self.reached.set()
-        if target.addresses:
-            self._archive_reached(target)
-        for known in peers.known[1:]:
-            self._take(self._verified(known.sealed), known.sealed, direct=False, age_s=known.age_s)
+        self._archive_reached(target)
+        for one in known:
+            self._take(self._verified(one.sealed), one.sealed, direct=False, age_s=one.age_s)
 
     def _archive_reached(self, target: _Target) -> None:
         """The address book learns of an address that works, once in a while."""
-        if not target.polled or target.failures:
-            self._archive.note_addresses(target.peer, list(target.addresses)[:1], self._wall_s(), reached=True)
+        now_s, worked = self._wall_s(), list(target.way.addresses)[:1]
+        if worked and target.way.through is None and (target.failures or now_s - target.noted_at_s >= NOTE_REACHED_S):
+            target.noted_at_s = now_s
+            self._archive.note_addresses(target.peer, worked, now_s, reached=True)
 
     def _verified(self, sealed: bytes) -> PeerStatus:
         """The status in sealed bytes; the many that are told again and again are verified once."""
@@ -283,7 +272,9 @@ class Collector:
             self._checked.popitem(last=False)
         return status
 
-    def _take(self, status: PeerStatus, sealed: bytes, *, direct: bool, age_s: float = 0.0) -> None:
+    def _take(
+        self, status: PeerStatus, sealed: bytes, *, direct: bool, through: PeerId | None = None, age_s: float = 0.0
+    ) -> None:
         """Tells of a status that was said `age_s` ago, unless a newer one is known; keeps it, and its author's addresses."""
         if status.peer == self._transport.peer_id:
             return
@@ -291,25 +282,32 @@ class Collector:
         if status.beat < known_beat or (status.beat == known_beat and not direct):
             return
         now_s = self._wall_s()
-        self._on_item(Seen(status, now_s - age_s, direct))
+        said_at_s = now_s - age_s
+        self._on_item(Seen(status, said_at_s, direct, through))
         if status.beat == known_beat:
             return
         self._beats[status.peer] = status.beat
         addresses = _addresses_of(status)
-        if addresses:
-            self._follow_soon(status.peer, addresses)
+        self._follow_soon(status.peer, addresses)
+        if status.peer in self._targets:
+            self._targets[status.peer].dialled = status.dialled
         if status.peer not in self._stored_at_s or now_s - self._stored_at_s[status.peer] >= STORE_STATUS_S:
             self._stored_at_s[status.peer] = now_s
-            self._archive.put_status(status.peer, status.beat, sealed, now_s)
+            self._archive.put_status(status.peer, status.beat, sealed, said_at_s)
             self._archive.note_addresses(status.peer, addresses, now_s)
 
     async def _ask_events(self, target: _Target) -> None:
         for _ in range(MAX_EVENT_PAGES):
-            page: Events = await self._ask(target, GetEvents(target.since), Events)
+            try:
+                page: Events = await self._ask(target, GetEvents(target.since), Events)
+            except Unreachable:
+                if target.way.through is None:
+                    raise
+                return  # it has just told its status by a hop: the page is too long for one, or that third is busy
             first = page.next - len(page.events) + 1
             told = [(first + index, raw) for index, raw in enumerate(page.events)]
             for event in self._archive.add_events(target.peer, told):
-                self._on_item(Happened(event.source, event.at_unix_s, event.event))
+                self._happened(event)
             target.since = page.next
             if len(page.events) < MAX_EVENTS_PAGE:
                 return
@@ -318,7 +316,8 @@ class Collector:
         """Asks for the pages behind the first, in swarms that have them, of one healthy peer after the other."""
         while True:
             await trio.sleep(SURVEY_S)
-            healthy = [target for target in self._targets.values() if not target.failures and not target.num_bad]
+            seated = (one for one in self._targets.values() if not one.failures and not one.num_bad)
+            healthy = [target for target in seated if target.way.through is None]
             for number, offset in enumerate(range(MAX_PEERS_PAGE, min(self._total, 4096), MAX_PEERS_PAGE)):
                 if not healthy:
                     break

@@ -6,7 +6,7 @@ Remote text enters as plain `Text` cells and is never parsed as markup; `coordin
 from __future__ import annotations
 
 import time
-from collections.abc import Sequence
+from collections.abc import Mapping, Sequence
 from itertools import pairwise
 from typing import Final
 
@@ -16,8 +16,10 @@ from rich.text import Text
 
 from coordinator.summary import PeerRow, Summary
 from coordinator.view import RoundSeen
+from swarm.identity import PeerId
 
 _BARS: Final = "▁▂▃▄▅▆▇█"
+NEWS_S: Final = 10.0  # news older than this are told with their age: a line every 5 s, of what peers tell each second
 _WIDE: Final = 110  # columns from which the device has a column of its own
 
 
@@ -56,14 +58,14 @@ def draw(summary: Summary, width: int, height: int | None) -> RenderableType:
     """The whole picture; `height=None` leaves nothing out."""
     num_peers, num_rounds, num_notes = _shares(summary, height)
     parts: list[RenderableType] = [*_header(summary, width), Text()]
-    parts.append(_peers_table(summary.rows[:num_peers], width))
+    parts.append(_peers_table(summary.rows[:num_peers], summary.rows, width))
     if (more := len(summary.rows) - num_peers) > 0:
         parts.append(Text(f" and {more} more peers", style="dim"))
     if summary.rounds:
         parts += [Text(), _rounds_table(summary.rounds[-num_rounds:][::-1], summary)]
     if summary.notes and num_notes:
         parts.append(Text())
-        parts += [_note(*note) for note in summary.notes[-num_notes:][::-1]]
+        parts += [_note(summary.at_s, *note) for note in summary.notes[-num_notes:][::-1]]
     return Group(*parts)
 
 
@@ -118,7 +120,15 @@ def _table(*columns: tuple[str, str, int | None]) -> Table:
     return table
 
 
-def _peers_table(rows: Sequence[PeerRow], width: int) -> Table:
+def _way_to(row: PeerRow, names: Mapping[PeerId, str]) -> str:
+    """How a peer is reached, where it is not by a connection."""
+    through = row.seen.through
+    if through is not None and row.is_live:
+        return f"through {names.get(through, 'a relay') or through}"  # a relay has no status
+    return "behind NAT" if row.is_live and row.seen.trouble and not row.is_dialable else ""
+
+
+def _peers_table(rows: Sequence[PeerRow], all_rows: Sequence[PeerRow], width: int) -> Table:
     is_wide = width >= _WIDE
     device: list[tuple[str, str, int | None]] = [("DEVICE", "left", 20)] if is_wide else []
     table = _table(
@@ -134,11 +144,13 @@ def _peers_table(rows: Sequence[PeerRow], width: int) -> Table:
         ("SEEN", "right", 4),
         ("WAITS FOR", "left", None),
     )
+    names = {row.peer: row.seen.status.name for row in all_rows}
     for row in rows:
         status = row.seen.status
-        state = str(status.activity) if row.is_live else "left" if status.activity == "leaving" else "gone"
+        state = str(status.activity) if row.is_live else "gone"
         mark = {True: "=", False: "≠", None: " "}[row.agrees]
         trouble = row.seen.trouble if not row.is_live else ""
+        words = "; ".join(word for word in (_way_to(row, names), trouble or status.waits_for) if word)
         cells = [
             Text(status.name),
             Text(str(status.peer)),
@@ -150,7 +162,7 @@ def _peers_table(rows: Sequence[PeerRow], width: int) -> Table:
             Text(short(status.up_bytes_per_s)),
             Text(short(status.down_bytes_per_s)),
             Text(ago(row.seen_s_ago)),
-            Text(trouble or status.waits_for, "yellow" if trouble or status.waits_for else ""),
+            Text(words, "yellow" if trouble or status.waits_for else ""),
         ]
         table.add_row(*cells, style=None if row.is_live else "dim")
     return table
@@ -185,8 +197,8 @@ def _rounds_table(rounds: Sequence[RoundSeen], summary: Summary) -> Table:
     return table
 
 
-def _note(at_s: float, text: str, tellers: int) -> Text:
-    line = Text(f" {clock(at_s)} ", "dim").append(text, "default")
+def _note(now_s: float, at_s: float, text: str, tellers: int) -> Text:
+    line = Text(f" {clock(at_s)} {ago(max(0.0, now_s - at_s)):>4} ago ", "dim").append(text, "default")
     if tellers > 1:
         line.append(f" ({tellers} peers say so)", "dim")
     line.no_wrap, line.overflow = True, "ellipsis"
@@ -199,6 +211,12 @@ def clock(at_s: float) -> str:
         return time.strftime("%H:%M:%S", time.localtime(at_s))
     except (OverflowError, OSError, ValueError):
         return "??:??:??"
+
+
+def plain_note(now_s: float, at_s: float, text: str) -> str:
+    """A line of news, for logs and pipes; what is told late says so."""
+    late_s = now_s - at_s
+    return f"{clock(at_s)} {text}" + (f" ({ago(late_s)} ago)" if late_s > NEWS_S else "")
 
 
 def plain_line(summary: Summary) -> str:

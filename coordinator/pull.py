@@ -18,20 +18,14 @@ from typing import Any, BinaryIO, Final
 
 import trio
 
+from coordinator.ask import opened
 from coordinator.clean import clean
 from coordinator.groups import first_of
 from swarm.blobs import Ask, BlobFetch
 from swarm.digest import CHUNK_BYTES, Digest
-from swarm.errors import ConfigError, MalformedBytes, NetworkError, Refusal, RemoteError, StateError, Unreachable
+from swarm.errors import ConfigError, MalformedBytes, NetworkError, RemoteError, StateError, Unreachable
 from swarm.identity import Keypair, PeerId
-from swarm.messages import (
-    CheckpointRecord,
-    GetBlob,
-    GetCheckpoint,
-    Refused,
-    open_message,
-    seal_message,
-)
+from swarm.messages import CheckpointRecord, GetBlob, GetCheckpoint, seal_message
 from swarm.net.transport import Transport
 
 RECORD_NAME: Final = "barnraise-record.json"
@@ -79,12 +73,7 @@ class _Asker:
         """The answer and its sealed bytes. Raises NetworkError or RemoteError."""
         sealed = seal_message(self._keypair, self._run, message)
         raw = await self._transport.request(to, sealed, timeout_s=timeout_s)
-        author, answer = open_message(raw, run=self._run)
-        if author != to:
-            raise MalformedBytes(f"{to} answered with a message of {author}")
-        if isinstance(answer, Refused):
-            raise Refusal(clean(answer.reason))
-        return answer, raw
+        return opened(raw, to, self._run), raw
 
 
 async def pull(

@@ -18,7 +18,7 @@ from rich.live import Live
 from rich.progress import BarColumn, DownloadColumn, Progress, TextColumn, TransferSpeedColumn
 
 from coordinator.clean import clean
-from coordinator.dashboard import clock, draw, plain_line
+from coordinator.dashboard import draw, plain_line, plain_note
 from coordinator.home import Home
 from coordinator.pull import Pulled, pull
 from coordinator.summary import Summary, as_json
@@ -101,7 +101,7 @@ async def _print_always(watch: Watch, console: Console, *, is_json: bool) -> Non
             news = [(at_s, text) for at_s, text, _ in summary.notes if (at_s, text) not in told]
             told = {(at_s, text) for at_s, text, _ in summary.notes}
             for at_s, text in news:
-                console.print(f"{clock(at_s)} {text}", markup=False, highlight=False, soft_wrap=True)
+                console.print(plain_note(summary.at_s, at_s, text), markup=False, highlight=False, soft_wrap=True)
             console.print(plain_line(summary), markup=False, highlight=False, soft_wrap=True)
         await trio.sleep(PLAIN_S)
 

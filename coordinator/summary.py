@@ -11,7 +11,9 @@
     peers[]                 id, name, device, activity, live, version, head, state_digest, agrees, tokens_per_s, up_bytes,
                             down_bytes, up_bytes_per_s, down_bytes_per_s, train_loss, heldout_loss, checkpoint_version,
                             seen_s_ago, waits_for, trouble, num_bad, addresses[], and time: seconds since its last commit by
-                            what they went to (compute_s, encode_s, exchange_s, apply_s, wait_s, upload_s, download_s)
+                            what they went to (compute_s, encode_s, exchange_s, apply_s, wait_s, upload_s, download_s);
+                            dialable: whether this monitor or another peer has dialled it; through: the id of the peer that
+                            passes its answers on, null where none does. Who said goodbye is not listed
     rounds[]                oldest first: version, head, tokens, tokens_in_all, listed[], left_out[] (the first of them),
                             num_listed, num_left_out, duration_s, minority, leader, reason, state_digest, num_tellers,
                             digests_equal
@@ -39,6 +41,7 @@ class PeerRow:
     is_live: bool
     agrees: bool | None  # state digest equal to most peers' at its version; None: nobody to compare with
     seen_s_ago: float
+    is_dialable: bool  # we are connected to it, or a live peer says that it has dialled it
 
     @property
     def peer(self) -> PeerId:
@@ -73,8 +76,9 @@ def summarize(view: SwarmView, now_s: float) -> Summary:
     live = live_peers(view, now_s)
     standing = [peer for peer in live if peer.status.activity in TAKES_PART] or live or list(view.peers.values())
     version, head, tokens = _where_they_stand(standing)
+    dialled = {other for peer in live for other in peer.status.dialled if other != peer.status.peer}
     rows = sorted(
-        (_row(peer, live, now_s) for peer in view.peers.values()),
+        (_row(peer, live, dialled, now_s) for peer in view.peers.values() if not peer.has_left),
         key=lambda row: (not row.is_live, row.seen_s_ago > 60.0, row.seen.status.name, row.peer),
     )
     rounds = sorted(
@@ -109,13 +113,14 @@ def _where_they_stand(peers: list[PeerSeen]) -> tuple[int, Digest | None, int]:
     return version, head, tokens
 
 
-def _row(peer: PeerSeen, live: Iterable[PeerSeen], now_s: float) -> PeerRow:
+def _row(peer: PeerSeen, live: Iterable[PeerSeen], dialled: set[PeerId], now_s: float) -> PeerRow:
     others = [one for one in live if one.status.version == peer.status.version and one is not peer]
     agrees = None
     if others:
         counted = Counter((one.status.head, one.status.state_digest) for one in [*others, peer])
         agrees = counted[peer.status.head, peer.status.state_digest] == max(counted.values())
-    return PeerRow(peer, peer.is_live(now_s), agrees, max(0.0, now_s - peer.seen_at_s))
+    is_dialable = (peer.direct and peer.through is None) or peer.status.peer in dialled
+    return PeerRow(peer, peer.is_live(now_s), agrees, max(0.0, now_s - peer.seen_at_s), is_dialable)
 
 
 def _are_digests_equal(view: SwarmView) -> bool:
@@ -176,6 +181,8 @@ def _row_json(row: PeerRow) -> dict[str, Any]:
         "num_bad": row.seen.num_bad,
         "addresses": list(status.addresses),
         "time": {name: round(seconds, 3) for name, seconds in asdict(status.time).items()},
+        "dialable": row.is_dialable,
+        "through": row.seen.through and row.seen.through.base58,
     }
 
 

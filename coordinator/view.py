@@ -54,11 +54,12 @@ TAKES_PART: Final = frozenset({Activity.TRAINING, Activity.PENDING, Activity.WAI
 
 @dataclass(frozen=True, slots=True)
 class Seen:
-    """A verified status. `direct`: the peer itself answered us, just now."""
+    """A verified status, said at `at_s`. `direct`: the peer itself answered us, just now."""
 
     status: PeerStatus
     at_s: float  # unix seconds of our clock
     direct: bool
+    through: PeerId | None = None  # who passed on its answer, where no connection to it can be had
 
 
 @dataclass(frozen=True, slots=True)
@@ -66,7 +67,7 @@ class Happened:
     """An event that a peer told."""
 
     source: PeerId
-    at_s: float  # unix seconds of that peer's clock
+    at_s: float  # unix seconds of that peer's clock, not later than ours
     event: Event
 
 
@@ -90,13 +91,21 @@ class PeerSeen:
     trouble: str = ""  # why it did not answer the last time; "" when it did
     num_bad: int = 0  # times it sent wrong bytes
     vouched: bool = False  # it did not answer us, yet others have told of a newer beat since: alive, not reachable
+    through: PeerId | None = None  # who passed on its last answer
+    left_at_s: float | None = None  # when it said goodbye, as others tell
+
+    @property
+    def has_left(self) -> bool:
+        """Whether it said goodbye."""
+        return self.left_at_s is not None or self.status.activity is Activity.LEAVING
 
     def is_live(self, now_s: float) -> bool:
         """Whether the peer counts as there."""
-        if self.status.activity is Activity.LEAVING:
+        if self.has_left:
             return False
-        if self.direct:
-            return now_s - self.seen_at_s <= LIVE_S
+        if self.direct:  # by a hop we ask more rarely
+            is_rare = self.through is not None and not self.trouble
+            return now_s - self.seen_at_s <= (LIVE_HEARSAY_S if is_rare else LIVE_S)
         if self.trouble and not self.vouched:
             return False  # what others told of it may be its last words
         return now_s - self.seen_at_s <= LIVE_HEARSAY_S
@@ -159,7 +168,7 @@ def _fold_seen(view: SwarmView, item: Seen) -> SwarmView:
     status = item.status
     known = view.peers.get(status.peer)
     if known is None:
-        peer = PeerSeen(_cleaned(status), item.at_s, item.direct)
+        peer = PeerSeen(_cleaned(status), item.at_s, item.direct, through=item.through)
     elif status.beat < known.status.beat or (status.beat == known.status.beat and not item.direct):
         return view
     else:
@@ -175,11 +184,18 @@ def _fold_seen(view: SwarmView, item: Seen) -> SwarmView:
 def _newer(known: PeerSeen, item: Seen) -> PeerSeen:
     """The same peer with a status that is not older than the known one."""
     status = _cleaned(item.status)
+    seen_at_s = max(item.at_s, known.seen_at_s)
     if item.direct:
-        return PeerSeen(status, max(item.at_s, known.seen_at_s), True, "", known.num_bad)
-    if known.direct and item.at_s - known.seen_at_s <= LIVE_S:
+        return PeerSeen(status, seen_at_s, True, "", known.num_bad, through=item.through)
+    left_at_s = known.left_at_s  # words of the time before a goodbye may come late
+    if left_at_s is not None and (
+        status.incarnation > known.status.incarnation or item.at_s > left_at_s + LIVE_HEARSAY_S
+    ):
+        left_at_s = None
+    if known.direct and item.at_s - known.seen_at_s <= LIVE_S and left_at_s == known.left_at_s:
         return replace(known, status=status)  # news of the time before we asked it last is no sign of life
-    return replace(known, status=status, seen_at_s=item.at_s, direct=False, vouched=bool(known.trouble))
+    known = replace(known, status=status, seen_at_s=seen_at_s, direct=False, through=None, left_at_s=left_at_s)
+    return replace(known, vouched=bool(known.trouble))
 
 
 def _cleaned(status: PeerStatus) -> PeerStatus:
@@ -259,8 +275,19 @@ def _fold_event(view: SwarmView, item: Happened) -> SwarmView:
         return _fold_round(view, item, event)
     if isinstance(event, Evaluated):
         return replace(view, heldout=_told(view.heldout, event.version, item.source, event.loss))
+    if isinstance(event, PeerLeft):
+        view = _fold_goodbye(view, event.peer, item.at_s)
     text = _news(view, item.source, event)
     return view if text is None else _with_note(view, item.at_s, text, item.source)
+
+
+def _fold_goodbye(view: SwarmView, peer: PeerId, at_s: float) -> SwarmView:
+    """Somebody tells that a peer said goodbye; unless it was seen since, it is out of the table. An answer of its brings it
+    back, so that a liar gains nothing."""
+    known = view.peers.get(peer)
+    if known is None or at_s < known.seen_at_s - LIVE_S:
+        return view
+    return _with_peer(view, replace(known, left_at_s=max(at_s, known.seen_at_s)))
 
 
 def _fold_round(view: SwarmView, item: Happened, event: RoundCommitted) -> SwarmView:

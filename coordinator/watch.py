@@ -24,7 +24,7 @@ from swarm.errors import Unreachable
 from swarm.identity import PeerId
 
 FIRST_ANSWER_S: Final = 15.0  # at most; less when every address has refused a few times
-SETTLE_S: Final = 4.0  # after the first answer, for the others that it told of
+SETTLE_S: Final = 5.0  # after the first answer, for the others that it told of: a dial in vain, and a hop
 
 
 class Watch:
@@ -44,9 +44,9 @@ class Watch:
         return summarize(self.view, time.time())
 
     def live(self) -> list[PeerId]:
-        """The peers that are there now."""
+        """The peers that are there now and can be asked for blobs, which no third passes on."""
         now_s = time.time()
-        return [peer for peer, seen in self.view.peers.items() if seen.is_live(now_s)]
+        return [peer for peer, seen in self.view.peers.items() if seen.is_live(now_s) and seen.through is None]
 
     async def first_answer(self) -> None:
         """Returns once a peer has answered. Raises Unreachable with the addresses that were tried."""

@@ -1,7 +1,7 @@
 """The command line of contributors: `python run_peer.py` and the `barnraise` command.
 
 Heavy imports wait until a command runs, so that `--help` is quick. Monitors are another process with other libraries:
-`barnraise monitor`, `status` and `pull` hand over to `python -m coordinator`.
+`barnraise monitor`, `status` and `pull`, and `invite` for a monitor's home, hand over to `python -m coordinator`.
 """
 
 from __future__ import annotations
@@ -34,6 +34,7 @@ Examples:
   python run_peer.py --local --rounds 5              try it on this machine alone, five rounds
 """
 
+MONITOR_RUN: Final = "run"  # a file in the home of a monitor, and of no peer
 _LAST_WORDS_S: Final = 0.5
 _MAINTAIN = {"allow_extra_args": True, "ignore_unknown_options": True, "help_option_names": []}
 
@@ -154,6 +155,35 @@ def new(
     from peer.main import make_run
 
     raise typer.Exit(make_run(config, out, home=home, data=data, tokenizer=tokenizer, port=port, local=local))
+
+
+@app.command("invite")
+def invite(
+    context: typer.Context,
+    home: Annotated[
+        Path | None,
+        typer.Option(
+            "--home", metavar="DIR", help="Of a peer, running or not, or of a monitor. Default: the last peer's."
+        ),
+    ] = None,
+) -> None:
+    """Print a fresh invite: with members that others could dial lately.
+
+    Examples:
+
+      barnraise invite
+
+      barnraise invite --home DIR
+    """
+    from peer.home import Home, last_home
+
+    found = home or last_home()
+    if found is not None and (home is None or not (found / MONITOR_RUN).exists()):
+        from peer.main import print_invite
+
+        raise typer.Exit(print_invite(Home(found)))
+    context.args = [] if home is None else ["--home", str(home)]
+    _hand_over(context)
 
 
 @app.command("demo")

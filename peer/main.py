@@ -6,11 +6,15 @@ import logging
 import os
 import shlex
 import socket
+import sys
+from dataclasses import replace
 from pathlib import Path
 from typing import Final
 
 from peer import fault_point
-from peer.home import open_default_home, open_home, safe_name
+from peer.address_book import AddressBook, Known
+from peer.home import Home, open_default_home, open_home, safe_name
+from peer.invitation import invitation
 from peer.options import PeerOptions
 from peer.printing import QueuedLogs
 from peer.run_file import read_run_file
@@ -110,14 +114,14 @@ def make_run(
             port = port or _free_port()
             host = "127.0.0.1" if local else "0.0.0.0"
             first.keep_listen((f"/ip4/{host}/tcp/{port}",))
-            peer_id = first.keypair().peer_id.base58
-            hosts = ("127.0.0.1",) if local else _own_hosts()
-            invite = Invite(manifest.run_id, tuple(f"/ip4/{one}/tcp/{port}/p2p/{peer_id}" for one in hosts))
+            invite, note = invitation(manifest.run_id, first.keypair().peer_id, Known(own=_listening(first)))
             out.write_bytes(manifest.to_bytes())
         finally:
             first.release()
         screen.say(f"manifest  {out} ({len(manifest.to_bytes())} bytes), run {manifest.run_id.hex()}")
         screen.say(f"invite    {invite.encode()}")
+        if note and not local:
+            screen.say(f"          ({note})")
         options = [*(["--data", data] if data else []), *(["--tokenizer", tokenizer] if tokenizer else [])]
         words = ["python", "run_peer.py", "--home", first.path, *options, *(["--local"] if local else [])]
         screen.say(f"start the first peer:  {shlex.join(map(str, words))}")
@@ -151,6 +155,34 @@ def run_relay_command(path: Path, home: Path | None, listen: str, announce: tupl
         return EXIT_FAILED
     finally:
         screen.close()
+
+
+def print_invite(home: Home) -> int:
+    """Prints a fresh invite from what that peer's home holds, whether or not the peer runs; returns the exit code."""
+    try:
+        manifest = home.manifest()
+        if manifest is None:
+            raise ConfigError(f"{home.path} holds no run; name the --home of a peer or of a monitor")
+        known = AddressBook(home.book).known
+        if not known.own:  # before the peer has kept it, or by an older release: where it listens
+            known = replace(known, own=_listening(home))
+        invite, note = invitation(manifest.run_id, home.keypair().peer_id, known)
+    except (BarnraiseError, OSError) as error:
+        error_line(error)
+        return EXIT_FAILED
+    if note:
+        print(note, file=sys.stderr)
+    print(invite.encode())
+    return 0
+
+
+def _listening(home: Home) -> tuple[str, ...]:
+    """Where the peer of that home can be dialled when it runs, by what this machine knows of itself."""
+    me, found = home.keypair().peer_id.base58, []
+    for one in home.listen():
+        hosts = _own_hosts() if "/0.0.0.0/" in one else ("",)
+        found += [f"{one.replace('/0.0.0.0/', f'/{host}/')}/p2p/{me}" for host in hosts]
+    return tuple(found)
 
 
 def _set_up_logs(screen: Screen) -> None:

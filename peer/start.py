@@ -34,6 +34,7 @@ from peer.forwarding import Forwarding
 from peer.handoff import Handoff
 from peer.home import cache_folder, safe_name
 from peer.inner import make_inner_optimizer, planned_optimizer
+from peer.introduction import Introduction
 from peer.model import build_model, layout_of
 from peer.network import Network, NetworkConfig
 from peer.network_thread import NetworkThread
@@ -60,7 +61,6 @@ from swarm.digest import Digest
 from swarm.errors import BarnraiseError, DataError, StateError
 from swarm.events import Event, PeerStarted
 from swarm.identity import Keypair
-from swarm.invite import Invite
 from swarm.messages import Contribution, record_digest, seal_message
 from swarm.pace import Upload
 from swarm.round.commits import Seals
@@ -71,7 +71,6 @@ SWITCH_INTERVAL_S: Final = (
     0.0002  # the network thread costs the trainer 2 % instead of 20 % (measured, docs/decisions.md)
 )
 LINGER_S: Final = 10.0  # after the last version a peer serves so long for those that have not reached it
-MAX_INVITE_ADDRESSES: Final = 16
 
 
 class Peer:
@@ -156,7 +155,8 @@ class Peer:
         server = Server(keypair, entrance.run, manifest.to_bytes(), store, pacer, forwarding)
         # Whoever pastes the invite at once must not have to wait until text and model are ready here.
         thread.loop.call_soon_threadsafe(network.transport.serve, server.handle)
-        self._introduce(entrance, keypair, network, config, device_reason)
+        introduction = Introduction(self._screen, entrance, keypair.peer_id, network, local=self._options.local)
+        introduction.introduce(config, device_reason)
         text = BackgroundWindows(lambda progress: self._open_text(config, thread, asker, store, network, progress))
         try:
             model = build_model(config.model, device=device)
@@ -198,8 +198,10 @@ class Peer:
             )
             trainer.last_version = self._options.rounds
             trainer.load(begun.theta_N, begun.optimizer)
-            node = self._node(entrance, config, replica, (store, network, asker, server), checkpoints)
-            return self._work(trainer, node, thread, begun.losses)
+            node = self._node(
+                entrance, config, replica, (store, network, asker, server), checkpoints, introduction.book
+            )
+            return self._work(trainer, node, thread, begun.losses, introduction)
         finally:
             text.close()
 
@@ -256,6 +258,7 @@ class Peer:
         replica: Replica,
         network_parts: tuple[BlobStore, Network, Asker, Server],
         checkpoints: Checkpoints,
+        book: AddressBook,
     ) -> Node:
         store, network, asker, server = network_parts
         first_number = beat_of(replica.incarnation, 0)
@@ -291,7 +294,7 @@ class Peer:
             reach=Reach(participant, network.transport, network.transport.known, answers),
             fetcher=Fetcher(asker, store),
             handoff=self._handoff,
-            book=AddressBook(entrance.home.book),
+            book=book,
             check_blob=check_blob,
             open_sealed=seals.open_sealed,
             record_event=self._screen.record,
@@ -301,7 +304,14 @@ class Peer:
 
     # ---------------------------------------------------------------- at work
 
-    def _work(self, trainer: Trainer, node: Node, thread: NetworkThread, losses: Sequence[Event]) -> str:
+    def _work(
+        self,
+        trainer: Trainer,
+        node: Node,
+        thread: NetworkThread,
+        losses: Sequence[Event],
+        introduction: Introduction,
+    ) -> str:
         me = node.participant.me
         started = PeerStarted(me.peer, me.name, me.device, node.participant.chain.version)
 
@@ -311,7 +321,7 @@ class Peer:
                 self._handoff.stop("the network failed")
 
         thread.run_in_background(node.run(started, *losses), ended)
-        watch = asyncio.run_coroutine_threadsafe(self._watch(node), thread.loop)
+        watch = asyncio.run_coroutine_threadsafe(self._watch(node, introduction), thread.loop)
         self._stopping.train(self._handoff)
         try:
             reason = trainer.run()
@@ -323,11 +333,12 @@ class Peer:
             raise self._failure if isinstance(self._failure, BarnraiseError) else StateError(repr(self._failure))
         return reason
 
-    async def _watch(self, node: Node) -> None:
-        """Keeps the last line of the screen, and leaves after the version asked for."""
+    async def _watch(self, node: Node, introduction: Introduction) -> None:
+        """Keeps the last line of the screen, says who can dial us, and leaves after the version asked for."""
         lingering_since = None
         while True:
             await asyncio.sleep(0.5)
+            introduction.look(node.participant)
             status = node.participant.figures
             version = node.participant.chain.version
             since_s = awake_or_asleep_s() - node.participant.presence.head_since_s
@@ -339,32 +350,6 @@ class Peer:
                 if not node.others_behind() or time.monotonic() - lingering_since > LINGER_S:
                     self._handoff.stop(f"version {version} is reached")
                     return
-
-    def _introduce(
-        self, entrance: Entrance, keypair: Keypair, network: Network, config: RunConfig, device_reason: str
-    ) -> None:
-        screen, addresses = self._screen, network.addresses
-        screen.say(f"Barnraise: run {config.name} ({entrance.run})", style="bold")
-        if entrance.home.note:
-            screen.say(f"  {entrance.home.note}", style="yellow")
-        screen.fact("peer", keypair.peer_id.base58)
-        screen.fact("home", str(entrance.home.path))
-        screen.fact("device", device_reason)
-        model = config.model
-        screen.fact("model", f"{model.family}, {model.num_layers} layers of {model.hidden_size}")
-        if addresses:
-            invite = Invite(entrance.run, addresses[:MAX_INVITE_ADDRESSES])
-            screen.fact("reachable", ", ".join(address.split("/p2p/")[0] for address in addresses))
-            screen.say("")
-            screen.say("To join this run from another machine or terminal:" if not self._options.local else "To join:")
-            screen.say(f"  python run_peer.py --join {invite.encode()}" + (" --local" if self._options.local else ""))
-            screen.say("To watch it:")
-            screen.say(f"  barnraise monitor {invite.encode()}")
-            screen.say("")
-        else:
-            screen.fact(
-                "reachable", "by nobody: this peer dials out; it can train, and others fetch through those it reaches"
-            )
 
 
 def _tokenizer_json(config: RunConfig, options: PeerOptions) -> bytes | None:

@@ -9,6 +9,7 @@ from __future__ import annotations
 import ipaddress
 import re
 from dataclasses import dataclass
+from enum import IntEnum
 from typing import Final, Literal, get_args
 
 from swarm.errors import MalformedBytes
@@ -18,7 +19,27 @@ HostKind = Literal["ip4", "ip6", "dns", "dns4", "dns6"]
 MAX_ADDRESS_LETTERS: Final = 200  # a DNS name of 110 letters fits; one address stays one line on a screen
 _KINDS: Final = get_args(HostKind)
 _PORT: Final = re.compile(r"[1-9][0-9]{0,4}", re.ASCII)
+_HOME_NETWORKS: Final = tuple(
+    ipaddress.ip_network(text)
+    for text in (
+        "10.0.0.0/8",
+        "172.16.0.0/12",
+        "192.168.0.0/16",
+        "100.64.0.0/10",
+        "169.254.0.0/16",
+        "fc00::/7",
+        "fe80::/10",
+    )
+)
 _DNS_LABEL: Final = re.compile(r"[A-Za-z0-9_]([A-Za-z0-9_-]{0,61}[A-Za-z0-9_])?", re.ASCII)
+
+
+class Scope(IntEnum):
+    """From where an address can be dialled at all, the widest first."""
+
+    ANYWHERE = 0
+    NETWORK = 1  # private: from the same local network
+    MACHINE = 2  # loopback: from the same machine
 
 
 @dataclass(frozen=True, order=True, slots=True)
@@ -32,6 +53,17 @@ class Address:
 
     def __str__(self) -> str:
         return f"/{self.host_kind}/{self.host}/tcp/{self.port}/p2p/{self.peer.base58}"
+
+    @property
+    def scope(self) -> Scope:
+        """From where it can be dialled, as far as its text tells."""
+        if self.host_kind not in ("ip4", "ip6"):
+            return Scope.MACHINE if self.host.rsplit(".")[-1] == "localhost" else Scope.ANYWHERE
+        ip = ipaddress.ip_address(self.host)
+        ip = getattr(ip, "ipv4_mapped", None) or ip
+        if ip.is_loopback or ip.is_unspecified:
+            return Scope.MACHINE
+        return Scope.NETWORK if any(ip in network for network in _HOME_NETWORKS) else Scope.ANYWHERE
 
 
 def parse_address(text: str) -> Address:

@@ -165,7 +165,7 @@ class PeerMisbehaved:
 
 @dataclass(frozen=True, slots=True)
 class PeerLeft:
-    """A peer said goodbye, or was not heard of for so long that nobody waits for it."""
+    """A peer said goodbye."""
 
     peer: PeerId
     reason: Line
@@ -173,7 +173,7 @@ class PeerLeft:
 
 @dataclass(frozen=True, slots=True)
 class PeerJoined:
-    """A peer was heard of for the first time."""
+    """A peer is here that was not before, or had left: its own words came, not older than the silence that counts."""
 
     peer: PeerId
     name: Name

@@ -12,17 +12,19 @@ from __future__ import annotations
 import base64
 import binascii
 import re
+from collections.abc import Iterable
 from dataclasses import dataclass
 from itertools import groupby
 from typing import Any, Final, cast
 
 from swarm import wire
-from swarm.address import MAX_ADDRESS_LETTERS, Address, HostKind, parse_address
+from swarm.address import MAX_ADDRESS_LETTERS, Address, HostKind, Scope, parse_address
 from swarm.digest import DIGEST_BYTES, Digest, digest_of
 from swarm.errors import ConfigError, MalformedBytes
 from swarm.identity import PeerId
 
 MAX_ADDRESSES: Final = 16
+MAX_MEMBERS: Final = 8  # whose addresses are chosen for an invite
 _VERSION: Final = 1
 _PREFIX: Final = f"barnraise{_VERSION}-"
 _CHECKSUM_BYTES: Final = 4  # a mistyped invite passes once in four thousand million times
@@ -83,6 +85,44 @@ class Invite:
         if invite.encode() != token:
             raise ConfigError("this invite was made wrongly, ask for another: it is not in canonical form")
         return invite
+
+
+def choose_addresses(dialable: Iterable[Iterable[str]], others: Iterable[Iterable[str]]) -> tuple[tuple[str, ...], str]:
+    """The addresses that an invite should hold, and what to say of them, "" if they are good; none when there are none.
+
+    Each item holds the addresses of one member, the best member first; `dialable`: of those whom somebody else has dialled.
+    Addresses that only few can dial are taken where there are no others: those of a local network, then those of a machine.
+    """
+    sets = [[_readable(member) for member in members] for members in (dialable, others)]
+    ways = [
+        (members, scope, known) for members, known in zip(sets, (True, False), strict=True) for scope in list(Scope)[:2]
+    ]
+    ways += [(members, Scope.MACHINE, True) for members in sets]
+    for members, scope, is_known in ways:
+        found = [[str(one) for one in member if one.scope == scope] for member in members]
+        named = [member for member in found if member][:MAX_MEMBERS]
+        if named:
+            chosen = (one for member in named for one in member[: MAX_ADDRESSES // len(named)])
+            return tuple(dict.fromkeys(chosen)), _LIMITS[scope] or ("" if is_known else _UNTRIED)
+    return (), ""
+
+
+_UNTRIED: Final = "nobody is known to have dialled these addresses yet"
+_LIMITS: Final = {
+    Scope.ANYWHERE: "",
+    Scope.NETWORK: "only machines in the same local network can join by this invite: no other address is known",
+    Scope.MACHINE: "only this machine can join by this invite: no other address is known",
+}
+
+
+def _readable(texts: Iterable[str]) -> list[Address]:
+    found = []
+    for text in texts:
+        try:
+            found.append(parse_address(text))
+        except MalformedBytes:
+            continue
+    return found
 
 
 def _checksum(body: bytes) -> bytes:

@@ -29,6 +29,7 @@ class Heard:
     left: bool = False
     spoke_s: float = -math.inf  # when its author itself spoke to us last
     back_s: float = -math.inf  # since when it has, without a long silence
+    is_met: bool = False  # a word of it came here while it was fresh
 
 
 class Roll:
@@ -41,7 +42,8 @@ class Roll:
 
     def hear(self, status: PeerStatus, sealed: bytes, now_s: float, age_s: float | None = None) -> bool:
         """Takes a status from its author, or one that was said `age_s` ago to somebody else; returns whether the peer is new
-        here or back. Older beats than the known one are ignored.
+        here or back: words older than the silence, of somebody who was killed meanwhile say, prove nothing. Older beats than
+        the known one are ignored.
 
         Who said goodbye comes back as another incarnation: a status of the one that left was only long on its way.
         """
@@ -62,7 +64,9 @@ class Roll:
             heard.back_s = heard.back_s if now_s - heard.spoke_s <= self._silence_s else now_s
             heard.spoke_s = now_s
         self.attest(status.peer, status.dialled)
-        return known is None or known.left
+        was_met = known is not None and known.is_met and not known.left
+        heard.is_met = was_met or (age_s or 0.0) <= self._silence_s
+        return heard.is_met and not was_met
 
     def leave(self, peer: PeerId, incarnation: int) -> bool:
         """Notes a goodbye of that process or an earlier one; returns whether the peer was here."""

@@ -149,3 +149,17 @@ def test_mistakes_are_one_line_and_exit_code_2(tmp_path: Path) -> None:
                 assert done.stdout == b""
 
     trio.run(main)
+
+
+def test_a_fresh_invite_of_those_it_has_reached(tmp_path: Path) -> None:
+    async def main() -> None:
+        home = str(tmp_path / "home")
+        async with peers_on_loopback(3) as swarm:
+            await command("status", invite_of(swarm), "--home", home)
+            addresses = {address for peer in swarm.peers for address in peer.status.addresses}
+        done = await command("invite", "--home", home)  # nobody is there any more, nor needed
+        assert done.returncode == 0 and b"only this machine" in done.stderr
+        invite = Invite.parse(done.stdout.decode())
+        assert invite.run == RUN and set(invite.addresses) == addresses
+
+    trio.run(main)

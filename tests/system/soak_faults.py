@@ -112,8 +112,8 @@ class Faults:
             re.search(r"barnraise1-[a-z2-7]+", slot.peer.out) for slot in self.slots.values() if slot.peer.is_running
         )
         parsed = [Invite.parse(one.group()) for one in printed if one is not None]
-        addresses = dict.fromkeys(address for one in parsed for address in one.addresses)
-        return Invite(parsed[0].run, tuple(addresses)[:16]).encode()
+        own = dict.fromkeys(one.addresses[0] for one in parsed)  # the others in it may be gone by now
+        return Invite(parsed[0].run, tuple(own)[:16]).encode()
 
     def _note_start(self, name: str) -> None:
         slot = self.slots.setdefault(name, Slot(self._swarm.peer(name)))

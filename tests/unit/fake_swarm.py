@@ -23,6 +23,7 @@ from swarm.messages import (
     CheckpointRecord,
     Chunk,
     Events,
+    Forward,
     GetBlob,
     GetCheckpoint,
     GetChunk,
@@ -36,6 +37,7 @@ from swarm.messages import (
     open_message,
     seal_message,
 )
+from swarm.net.forward import ForwardLimits, ForwardNumbers
 
 RUN = digest_of("test-run")
 
@@ -87,7 +89,14 @@ class FakePeer:
     status: PeerStatus
     up: bool = True
     frozen: bool = False
+    is_behind_nat: bool = False  # nobody can dial it
+    connected: set[PeerId] = field(default_factory=set)  # to whom it passes messages on
+    passes_on: Callable[[Forward], bytes] | None = None  # instead
+    refused: int = 0  # messages that it did not pass on, as they were too many
+    limits: ForwardLimits = field(default_factory=ForwardLimits)
+    numbers: ForwardNumbers = field(default_factory=ForwardNumbers)
     events: list[bytes] = field(default_factory=list)
+    others: list[FakePeer] | None = None  # of whom it has heard; None: of all
     blobs: dict[Digest, bytes] = field(default_factory=dict)
     record: CheckpointRecord | None = None
     fault: Callable[[Any], Awaitable[bytes | None]] | None = None
@@ -141,7 +150,8 @@ class FakeSwarm:
         """What an honest peer answers."""
         match message:
             case GetPeers(offset):
-                others = (one for one in self.peers if one is not peer and (one.up or one.status.beat > 1))
+                heard_of = self.peers if peer.others is None else peer.others
+                others = (one for one in heard_of if one is not peer and (one.up or one.status.beat > 1))
                 known = fresh(peer.sealed_status(), *(one.sealed_status() for one in others))
                 return peer.seal(Peers(len(known), known[offset : offset + 64]))
             case GetEvents(since):
@@ -158,6 +168,22 @@ class FakeSwarm:
             case GetChunk(root, index) if root in peer.blobs:
                 return peer.seal(Chunk(bytes(list(chunks_of(peer.blobs[root]))[index])))
         return peer.seal(Refused("not held"))
+
+    def pass_on(self, third: FakePeer, author: PeerId, forward: Forward, num_bytes: int) -> bytes:
+        """What comes back over an honest third."""
+        third.asked["Forward"] += 1
+        refusal = third.limits.refusal(author, num_bytes, trio.current_time())
+        third.refused += bool(refusal)
+        if third.passes_on is not None:
+            return third.passes_on(forward)
+        to = self.by_id(forward.to)
+        if refusal or to is None or not to.up or to.peer_id not in third.connected:
+            return third.seal(Refused(refusal or f"{forward.to} is not connected here"))
+        assert to.numbers.is_new(author, forward.number)
+        signed_by, message = open_message(forward.sealed, run=RUN)
+        assert signed_by == author
+        to.asked[type(message).__name__] += 1
+        return self.answer(to, message)
 
     @staticmethod
     def blob(data: bytes) -> tuple[Digest, bytes]:
@@ -181,13 +207,16 @@ class FakeTransport:
 
     def serve(self, handler: object) -> None: ...
 
+    async def connected(self) -> frozenset[PeerId]:
+        return frozenset(self._connected)
+
     async def connect(self, address: str, *, timeout_s: float) -> PeerId:
         await trio.lowlevel.checkpoint()
         found = parse_address(address)
         peer = self._swarm.by_id(found.peer)
         if peer is None or not peer.up or peer.port != found.port:
             raise Unreachable(f"{found.host}:{found.port}: connection refused")
-        if peer.frozen:
+        if peer.frozen or peer.is_behind_nat:
             await self._time_out(timeout_s)
         self._connected.add(found.peer)
         return found.peer
@@ -200,7 +229,11 @@ class FakeTransport:
             raise Unreachable(f"no connection to {to}")
         if peer.frozen:
             await self._time_out(timeout_s)
-        _, message = open_message(payload, run=RUN)
+        author, message = open_message(payload, run=RUN)
+        if isinstance(message, Forward):
+            answer = self._swarm.pass_on(peer, author, message, len(payload))
+            peer.limits.spend(author, len(answer), trio.current_time())
+            return answer
         peer.asked[type(message).__name__] += 1
         if peer.fault is not None:
             with trio.move_on_after(timeout_s):

@@ -6,6 +6,7 @@ import os
 import signal
 import subprocess
 import sys
+from contextlib import closing
 from pathlib import Path
 
 import pytest
@@ -109,6 +110,7 @@ def test_a_history_of_another_run_or_form_or_damaged_is_refused(tmp_path: Path) 
 
 WRITER = """
 import sys
+from contextlib import closing
 from pathlib import Path
 from coordinator.archive import Archive
 from tests.unit.test_archive import ADA, RUN, skipped
@@ -133,3 +135,12 @@ def test_a_kill_in_the_middle_loses_nothing_that_was_written(tmp_path: Path) -> 
     process.stdout.close()
     numbers = [one.number for one in Archive(tmp_path / "h", RUN).events(10**6)]
     assert numbers[: last + 1] == list(range(last + 1))
+
+
+def test_what_was_reached_is_told_apart_from_what_was_heard_of(tmp_path: Path) -> None:
+    with closing(Archive(tmp_path / "history.sqlite", RUN)) as archive:
+        archive.note_addresses(ADA, ["/told"], 1.0)
+        archive.note_addresses(BEA, ["/first"], 2.0, reached=True)
+        archive.note_addresses(BEA, ["/second"], 3.0, reached=True)
+        assert archive.reached(2.0) == {BEA: ["/second", "/first"]}
+        assert archive.reached(2.5) == {BEA: ["/second"]}

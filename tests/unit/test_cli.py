@@ -67,7 +67,7 @@ def test_options_of_new() -> None:
 def test_commands() -> None:
     shown = python(*BARNRAISE, "--help")
     assert shown.returncode == 0 and shown.stderr == ""
-    for command in ("peer", "new", "demo", "monitor", "status", "pull"):
+    for command in ("peer", "new", "invite", "demo", "monitor", "status", "pull"):
         assert re.search(rf"^\W*{command} ", shown.stdout, re.MULTILINE), command
 
 
@@ -80,6 +80,7 @@ def test_commands() -> None:
         ["demo", "--help"],
         ["peer", "--join", "nonsense"],
         ["new", "/nowhere"],
+        ["invite", "--home", "/nowhere"],
     ],
     ids=" ".join,
 )

@@ -260,3 +260,154 @@ def test_settled_when_everybody_answered_or_failed(tmp_path: Path) -> None:
         assert {"peer0", "peer1", "peer3"} <= watch.live()
 
     watching(tmp_path, swarm, job, at=[swarm.peers[0].address])
+
+
+def behind_nat(swarm: FakeSwarm, number: int, *thirds: int) -> FakePeer:
+    """That peer, which nobody can dial, and which is connected to these."""
+    peer = swarm.peers[number]
+    peer.is_behind_nat = True
+    for third in thirds:
+        swarm.peers[third].connected.add(peer.peer_id)
+    return peer
+
+
+def test_a_peer_behind_nat_is_asked_by_a_hop_and_counts_as_live(tmp_path: Path) -> None:
+    """A leader behind NAT, of whom others hear little, once counted as gone, and its tokens a second with it."""
+    swarm = FakeSwarm(4)
+    leader = behind_nat(swarm, 3, 1)
+    leader.beat(dialled=(swarm.peers[1].peer_id,))
+    leader.tell(5.0, PeerJoined(swarm.peers[0].peer_id, "told by the leader"))
+
+    async def job(watch: Watch) -> None:
+        with trio.fail_after(8.0):
+            await watch.collector.settled()
+        assert watch.live() == {"peer0", "peer1", "peer2", "peer3"}
+        assert watch.now().tokens_per_s == 4000.0
+        row = next(row for row in watch.now().rows if row.peer == leader.peer_id)
+        assert (row.seen.through, row.is_dialable) == (swarm.peers[1].peer_id, False)
+        assert [told.event for told in watch.archive.events(1)] == [
+            PeerJoined(swarm.peers[0].peer_id, "told by the leader")
+        ]
+        for version in range(8, 12):
+            leader.beat(version=version)
+            await trio.sleep(2.0)
+            assert watch.view.peers[leader.peer_id].status.version == version
+        assert swarm.peers[2].asked["Forward"] == 0, "who has been dialled by it is asked first"
+
+    watching(tmp_path, swarm, job, at=[swarm.peers[0].address])
+
+
+def test_another_third_is_found_and_a_dead_peer_behind_nat_is_gone_within_5_seconds(tmp_path: Path) -> None:
+    swarm = FakeSwarm(4)
+    hidden = behind_nat(swarm, 3, 1, 2)
+
+    async def job(watch: Watch) -> None:
+        await trio.sleep(6.0)
+        first = watch.view.peers[hidden.peer_id].through
+        (through,) = (peer for peer in swarm.peers if peer.peer_id == first)
+        through.up = False
+        await trio.sleep(5.0)
+        assert hidden.status.name in watch.live() and through.status.name not in watch.live()
+        assert watch.view.peers[hidden.peer_id].through not in (None, first)
+        hidden.up = False
+        await trio.sleep(5.0)
+        assert hidden.status.name not in watch.live()
+
+    watching(tmp_path, swarm, job, at=[swarm.peers[0].address])
+
+
+def test_a_peer_whose_port_is_forwarded_later_is_dialled_again(tmp_path: Path) -> None:
+    swarm = FakeSwarm(2)
+    hidden = behind_nat(swarm, 1, 0)
+
+    async def job(watch: Watch) -> None:
+        await trio.sleep(6.0)
+        assert watch.view.peers[hidden.peer_id].through == swarm.peers[0].peer_id
+        hidden.is_behind_nat = False
+        await trio.sleep(70.0)
+        assert watch.view.peers[hidden.peer_id].through is None
+        assert hidden.status.name in watch.live()
+
+    watching(tmp_path, swarm, job, at=[swarm.peers[0].address])
+
+
+def test_a_third_that_answers_in_anothers_name_is_not_believed(tmp_path: Path) -> None:
+    swarm = FakeSwarm(3)
+    hidden = behind_nat(swarm, 2, 0)
+    liar = swarm.peers[1]
+    hidden.beat(dialled=(liar.peer_id,))
+    forged = liar.seal(Peers(1, fresh(hidden.sealed_status())))
+    liar.passes_on = lambda forward: forged
+
+    async def job(watch: Watch) -> None:
+        await trio.sleep(6.0)
+        assert liar.asked["Forward"] > 0
+        assert watch.view.peers[hidden.peer_id].through == swarm.peers[0].peer_id
+        assert watch.view.peers[hidden.peer_id].num_bad == 0, "it did nothing wrong"
+
+    watching(tmp_path, swarm, job, at=[swarm.peers[0].address])
+
+
+def test_many_peers_behind_nat_stay_within_what_a_third_passes_on(tmp_path: Path) -> None:
+    swarm = FakeSwarm(30)
+    for number in range(1, 30):
+        behind_nat(swarm, number, 0)
+
+    async def job(watch: Watch) -> None:
+        await trio.sleep(30.0)
+        for _ in range(10):
+            assert len(watch.live()) == 30
+            await trio.sleep(3.0)
+        assert swarm.peers[0].refused <= 5 < 100 < swarm.peers[0].asked["Forward"]
+
+    watching(tmp_path, swarm, job, at=[swarm.peers[0].address])
+
+
+def test_numbers_of_hops_rise_over_a_restart(tmp_path: Path) -> None:
+    """Each counts once at its receiver, which would take the questions of the next process for old ones."""
+    swarm = FakeSwarm(2)
+    hidden = behind_nat(swarm, 1, 0)
+
+    async def job(watch: Watch) -> None:
+        await trio.sleep(6.0)
+        assert hidden.status.name in watch.live()
+
+    for _ in range(2):
+        watching(tmp_path, swarm, job, at=[swarm.peers[0].address])
+
+
+def test_news_of_a_clock_that_is_fast_come_now(tmp_path: Path) -> None:
+    swarm = FakeSwarm(1)
+    swarm.peers[0].tell(4e9, PeerJoined(swarm.peers[0].peer_id, "from the future"))
+
+    async def job(watch: Watch) -> None:
+        await trio.sleep(3.0)
+        ((at_s, _, _),) = watch.now().notes
+        assert at_s <= watch.wall_s()
+
+    watching(tmp_path, swarm, job, at=[swarm.peers[0].address])
+
+
+def test_a_relay_has_no_status_and_passes_on(tmp_path: Path) -> None:
+    """It takes no part in the run: it is no peer of the table, and no liar either."""
+    swarm = FakeSwarm(3)
+    relay, *members = swarm.peers
+    for number in (1, 2):
+        behind_nat(swarm, number, 0)
+
+    async def statuses_of_others(message: Any) -> bytes | None:
+        if isinstance(message, GetPeers):
+            return relay.seal(Peers(2, fresh(*(one.sealed_status() for one in members))))
+        return None
+
+    relay.fault = statuses_of_others
+    for member in members:
+        member.others = members
+
+    async def job(watch: Watch) -> None:
+        await trio.sleep(8.0)
+        assert watch.live() == {"peer1", "peer2"} and watch.now().notes == ()
+        assert {row.seen.through for row in watch.now().rows} == {relay.peer_id}
+        assert relay.asked["Forward"] > 2
+
+    watching(tmp_path, swarm, job, at=[relay.address])

@@ -15,7 +15,7 @@ from hypothesis import given, settings
 from hypothesis import strategies as st
 from rich.console import Console
 
-from coordinator.dashboard import ago, draw, plain_line, short, sparkline
+from coordinator.dashboard import ago, draw, plain_line, plain_note, short, sparkline
 from coordinator.summary import Summary, summarize
 from coordinator.view import Happened, Seen, SwarmView, Trouble, fold
 from swarm.events import Evaluated, PeerJoined, PeerLeft, RoundCommitted
@@ -70,14 +70,14 @@ def a_swarm() -> Summary:
         view, Happened(PEERS[0], NOW - 9, a_round(6, head=a_digest("fork"), minority=True, left_out=(PEERS[1],)))
     )
     view = fold(view, Seen(a_status(PEERS[0], beat=99, name="ada"), NOW, True))
-    view = fold(
-        view, Seen(a_status(PEERS[1], name="bea", activity=Activity.PENDING, waits_for="a majority"), NOW, True)
-    )
+    bea = a_status(PEERS[1], name="bea", activity=Activity.PENDING, waits_for="a majority")
+    view = fold(view, Seen(bea, NOW, True, through=PEERS[0]))
     view = fold(view, Seen(a_status(PEERS[2], name="cyd", state_digest=a_digest("other")), NOW, True))
     view = fold(view, Seen(a_status(PEERS[3], name="dov", version=5), NOW - 95, True))
     view = fold(view, Trouble(PEERS[3], NOW, "127.0.0.1:4001: Connection refused", False))
+    view = fold(view, Seen(a_status(PEERS[4], name="eve"), NOW - 95, True))
     for peer in PEERS[:3]:
-        view = fold(view, Happened(peer, NOW - 90, PeerLeft(PEERS[3], "not heard of for 10 s")))
+        view = fold(view, Happened(peer, NOW - 90, PeerLeft(PEERS[4], "left on purpose")))
     view = fold(view, Happened(PEERS[0], NOW - 200, PeerJoined(PEERS[2], "cyd")))
     return summarize(view, NOW)
 
@@ -179,3 +179,28 @@ def test_the_plain_line() -> None:
     assert plain_line(a_swarm()) == (
         "22:13:20 version 7  7.00k tokens  3.00k tokens/s  held-out loss 3.2500  peers 3 live of 4  digests DIFFER"
     )
+
+
+def test_news_that_come_late_say_how_old_they_are() -> None:
+    """A peer that joined two minutes ago, and was killed since, was once told as if it came now."""
+    assert plain_note(NOW, NOW - 3, "cyd joined") == "22:13:17 cyd joined"
+    assert plain_note(NOW, NOW - 120, "cyd joined") == "22:11:20 cyd joined (2m ago)"
+
+
+@pytest.mark.parametrize(
+    ("found", "word"),
+    [
+        (Seen(a_status(PEERS[1]), NOW, True), ""),
+        (Seen(a_status(PEERS[1]), NOW, True, through=PEERS[0]), "through ada"),
+        (Seen(a_status(PEERS[1]), NOW, True, through=PEERS[7]), "through a relay"),
+        (Seen(a_status(PEERS[1], beat=9), NOW, False), "behind NAT"),
+    ],
+    ids=["connected", "over a peer", "over a relay", "only told of"],
+)
+def test_a_row_says_how_a_peer_is_reached(found: Seen, word: str) -> None:
+    view = fold(SwarmView(RUN), Seen(a_status(PEERS[0], name="ada"), NOW, True))
+    view = fold(view, Seen(a_status(PEERS[1]), NOW - 60, False))
+    view = fold(view, Trouble(PEERS[1], NOW - 50, "timed out", False))
+    drawn = render(summarize(fold(view, found), NOW), 140, None)
+    (row,) = (line for line in drawn.splitlines() if str(PEERS[1]) in line)
+    assert row.split(" 0s")[1].strip() == word

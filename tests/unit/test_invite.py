@@ -11,11 +11,11 @@ import pytest
 from hypothesis import given
 from hypothesis import strategies as st
 
-from swarm.address import parse_address
+from swarm.address import Scope, parse_address
 from swarm.digest import Digest, digest_of
 from swarm.errors import ConfigError, MalformedBytes
 from swarm.identity import PeerId
-from swarm.invite import MAX_ADDRESSES, Invite
+from swarm.invite import MAX_ADDRESSES, MAX_MEMBERS, Invite, choose_addresses
 
 PEER = PeerId(bytes(range(32)))
 RUN = Digest(bytes(range(100, 132)))
@@ -151,3 +151,53 @@ def test_any_body_behind_a_right_checksum_is_an_invite_or_an_error_of_ours(body:
     letters = base64.b32encode(digest_of("invite", body).raw[:4] + body).decode().rstrip("=").lower()
     with contextlib.suppress(ConfigError):
         Invite.parse("barnraise1-" + letters)
+
+
+@pytest.mark.parametrize(
+    ("host", "scope"),
+    [
+        ("ip4/127.0.0.1", Scope.MACHINE),
+        ("ip6/::1", Scope.MACHINE),
+        ("ip4/0.0.0.0", Scope.MACHINE),
+        ("dns4/localhost", Scope.MACHINE),
+        ("ip4/192.168.1.7", Scope.NETWORK),
+        ("ip4/10.99.0.10", Scope.NETWORK),
+        ("ip4/100.72.0.1", Scope.NETWORK),
+        ("ip6/fd00::1", Scope.NETWORK),
+        ("ip6/::ffff:192.168.1.7", Scope.NETWORK),
+        ("ip4/203.0.113.7", Scope.ANYWHERE),
+        ("ip6/2001:db8::1", Scope.ANYWHERE),
+        ("dns4/seed.example.org", Scope.ANYWHERE),
+    ],
+)
+def test_an_address_tells_from_where_it_can_be_dialled(host: str, scope: Scope) -> None:
+    assert parse_address(f"/{host}/tcp/1/p2p/{PEER.base58}").scope is scope
+
+
+def member(number: int, *hosts: str) -> list[str]:
+    return [f"/ip4/{host}/tcp/4001/p2p/{PeerId(bytes([number]) * 32).base58}" for host in hosts]
+
+
+def test_an_invite_names_those_who_were_dialled_and_no_address_that_only_few_can_dial() -> None:
+    reachable, behind_nat = member(1, "192.168.1.7", "203.0.113.7"), member(2, "192.168.2.2", "203.0.113.9")
+    chosen, note = choose_addresses([reachable, ["no address"]], [behind_nat])
+    assert (chosen, note) == ((reachable[1],), "")
+    chosen, note = choose_addresses([], [behind_nat])
+    assert chosen == (behind_nat[1],) and "nobody is known to have dialled" in note
+
+
+def test_private_addresses_are_in_an_invite_only_where_there_are_no_others_and_that_is_said() -> None:
+    lan, machine = member(1, "192.168.1.7"), member(2, "127.0.0.1")
+    assert choose_addresses([lan], [member(2, "203.0.113.9")])[0] == tuple(lan), "that nobody has dialled is no better"
+    chosen, note = choose_addresses([machine], [lan])
+    assert chosen == tuple(lan) and "same local network" in note
+    chosen, note = choose_addresses([], [machine])
+    assert chosen == tuple(machine) and "only this machine" in note
+    assert choose_addresses([[]], []) == ((), "")
+
+
+def test_many_members_share_the_room_of_an_invite() -> None:
+    members = [member(number, *(f"203.0.113.{host}" for host in range(8))) for number in range(1, 20)]
+    chosen, _ = choose_addresses(members, [])
+    assert len({parse_address(one).peer for one in chosen}) == MAX_MEMBERS
+    assert len(Invite(RUN, chosen).addresses) == MAX_ADDRESSES

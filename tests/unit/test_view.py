@@ -6,12 +6,13 @@ import unicodedata
 from dataclasses import replace
 from typing import Any
 
+import pytest
 from hypothesis import given, settings
 from hypothesis import strategies as st
 
 from coordinator.clean import clean
 from coordinator.summary import Summary, as_json, summarize
-from coordinator.view import LIVE_S, MAX_NOTES, MAX_ROUNDS, Happened, Seen, SwarmView, Trouble, fold
+from coordinator.view import LIVE_HEARSAY_S, LIVE_S, MAX_NOTES, MAX_ROUNDS, Happened, Seen, SwarmView, Trouble, fold
 from swarm.digest import Digest
 from swarm.events import Evaluated, Event, PeerJoined, PeerLeft, RoundCommitted
 from swarm.identity import PeerId
@@ -53,7 +54,7 @@ def test_totals_are_those_of_live_peers() -> None:
         seen(PEERS[3], activity=Activity.LEAVING),
     )
     assert (found.version, found.tokens, found.tokens_per_s, found.num_live) == (7, 7000, 2000.0, 2)
-    assert [row.is_live for row in found.rows] == [True, True, False, False]
+    assert [row.is_live for row in found.rows] == [True, True, False], "who said goodbye is no row"
 
 
 def test_one_peer_cannot_invent_a_version_a_loss_or_a_round_for_all() -> None:
@@ -97,6 +98,68 @@ def test_the_last_words_of_a_killed_peer_do_not_keep_it_alive() -> None:
     view = fold(view, seen(PEERS[0], NOW + 2, beat=6, version=8, direct=False))
     assert view.peers[PEERS[0]].status.version == 8
     assert summarize(view, NOW + LIVE_S + 0.1).num_live == 0
+
+
+def test_who_said_goodbye_is_out_of_the_table_at_once_and_who_fell_silent_is_not() -> None:
+    left = Happened(PEERS[0], NOW + 1, PeerLeft(PEERS[1], "left on purpose"))
+    view = view_of(seen(PEERS[0]), seen(PEERS[1], beat=5), seen(PEERS[2], NOW - 60), left)
+    assert [row.peer for row in summarize(view, NOW + 1).rows] == [PEERS[0], PEERS[2]]
+    late = fold(view, seen(PEERS[1], NOW + 2, direct=False, beat=6))
+    assert summarize(late, NOW + 2).num_live == 1, "its words of before the goodbye, passed on late"
+
+
+@pytest.mark.parametrize(
+    "sign",
+    [
+        seen(PEERS[1], NOW + 2, beat=6),
+        seen(PEERS[1], NOW + 2, direct=False, beat=6, incarnation=2),
+        seen(PEERS[1], NOW + 2 + LIVE_HEARSAY_S, direct=False, beat=6),
+    ],
+    ids=["it answers", "it was started again", "it says so much later"],
+)
+def test_who_is_there_after_all_comes_back_into_the_table(sign: Seen) -> None:
+    """Whoever tells of a goodbye may lie, or tell late of one long ago."""
+    left = Happened(PEERS[0], NOW + 1, PeerLeft(PEERS[1], "left on purpose"))
+    view = view_of(seen(PEERS[1], beat=5), left, sign)
+    assert summarize(view, sign.at_s).num_live == 1
+
+
+def test_an_old_goodbye_takes_nobody_out_of_the_table() -> None:
+    old = Happened(PEERS[0], NOW - 60, PeerLeft(PEERS[1], "left on purpose"))
+    assert summary_of(seen(PEERS[1]), old).num_live == 1
+
+
+def test_a_peer_behind_nat_counts_as_any_other_and_is_named_with_its_way() -> None:
+    view = view_of(seen(PEERS[0]), replace(seen(PEERS[1], beat=5), through=PEERS[0]))
+    later = NOW + LIVE_HEARSAY_S  # it is asked more rarely
+    found = summarize(fold(view, seen(PEERS[0], later, beat=2, dialled=(PEERS[2], PEERS[0]))), later)
+    assert (found.num_live, found.tokens_per_s) == (2, 2000.0)
+    rows = as_json(found)["peers"]
+    assert [(row["dialable"], row["through"]) for row in rows] == [(True, None), (False, PEERS[0].base58)]
+    silent = fold(view, Trouble(PEERS[1], NOW + 1, "not connected here", False))
+    assert not silent.peers[PEERS[1]].is_live(NOW + LIVE_S + 0.1), "its third has lost it"
+    direct = fold(view, seen(PEERS[1], NOW + 1, beat=6))
+    assert direct.peers[PEERS[1]].through is None
+
+
+def test_whom_a_live_peer_has_dialled_is_dialable() -> None:
+    view = view_of(
+        seen(PEERS[0], dialled=(PEERS[0], PEERS[1])),
+        seen(PEERS[1], direct=False),
+        seen(PEERS[2], NOW - 60, dialled=(PEERS[3],)),
+        seen(PEERS[3], direct=False),
+    )
+    assert {row.peer: row.is_dialable for row in summarize(view, NOW).rows} == {
+        PEERS[0]: True,
+        PEERS[1]: True,
+        PEERS[2]: True,
+        PEERS[3]: False,
+    }
+
+
+def test_late_hearsay_does_not_make_a_peer_older_than_it_was_seen() -> None:
+    view = view_of(seen(PEERS[0], NOW, direct=False, beat=5), seen(PEERS[0], NOW - 9, direct=False, beat=6))
+    assert view.peers[PEERS[0]].seen_at_s == NOW
 
 
 def test_digests_are_compared_at_equal_heads_and_a_fork_is_no_difference() -> None:
@@ -158,7 +221,8 @@ def test_an_empty_swarm_has_a_summary() -> None:
 KEYS = """run at_unix_s version head tokens tokens_per_s heldout_loss heldout_version num_live num_peers digests_equal
     peers rounds heldout events"""
 PEER_KEYS = """id name device activity live version head state_digest agrees tokens_per_s up_bytes down_bytes up_bytes_per_s
-    down_bytes_per_s train_loss heldout_loss checkpoint_version seen_s_ago waits_for trouble num_bad addresses time"""
+    down_bytes_per_s train_loss heldout_loss checkpoint_version seen_s_ago waits_for trouble num_bad addresses time dialable
+    through"""
 ROUND_KEYS = """version head tokens tokens_in_all listed left_out num_listed num_left_out duration_s minority leader
     reason state_digest num_tellers digests_equal"""
 

@@ -15,6 +15,7 @@ from typing import Self, TypeVar
 
 import psutil
 
+from peer.address_book import AddressBook
 from peer.fault_point import FAULT_ENV, Fault, Mark
 from swarm.digest import DIGEST_BYTES
 from swarm.invite import Invite
@@ -131,8 +132,14 @@ class Arena:
 
     def invite(self) -> str:
         """With the address of everyone who runs."""
-        known = [Invite.parse(peer.invite()) for peer in self.peers if peer.is_running]
-        return Invite(known[0].run, tuple(address for one in known for address in one.addresses)).encode()
+        running = [peer for peer in self.peers if peer.is_running]
+        run = Invite.parse(running[0].invite()).run
+        return Invite(run, tuple(address for peer in running for address in self._addresses_of(peer))).encode()
+
+    @staticmethod
+    def _addresses_of(peer: PeerProcess) -> tuple[str, ...]:
+        """What it tells others."""
+        return until(f"addresses of {peer.name}", lambda: AddressBook(peer.home / "peers.book").known.own or None)
 
     def newcomer(self) -> PeerProcess:
         """A fourth peer that was never here. Its past, if it had one, is gone."""
