@@ -138,6 +138,7 @@ class _Inner:
         self._stride = 1 + 7 * life.peer.number + 3 * life.number  # no two lives repeat each other's steps
 
     def step(self, windows: Sequence[int], learning_rate: float) -> StepResult:
+        self._life.world.laws.check_inner(self._life, windows)
         self._turn += self._stride
         place = self._turn % NUM_UPDATES
         first_U, second_U = (tensor_U for _, tensor_U in self.model.parts)

@@ -48,7 +48,7 @@ class LargestOnly:
 
 
 def _math(codec: Codec, beta: float, dtype: torch.dtype = torch.float64) -> RunMath:
-    return RunMath(LAYOUT, codec, OUTER, error_decay=beta, lease_windows=1, dtype=dtype)
+    return RunMath(LAYOUT, codec, OUTER, error_decay=beta, lease_windows=1, round_steps=2, dtype=dtype)
 
 
 @dataclass(frozen=True, eq=False)

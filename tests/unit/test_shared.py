@@ -28,7 +28,7 @@ from swarm.identity import PeerId
 from tests.unit.message_examples import RUN, damaged
 
 LAYOUT = build_layout([[("a", (3,))], [("b", (5,))], [("c", (2,))]])
-MATH = RunMath(LAYOUT, RawCodec(), OuterConfig(optimizer="nesterov"), error_decay=1.0, lease_windows=1)
+MATH = RunMath(LAYOUT, RawCodec(), OuterConfig(optimizer="nesterov"), error_decay=1.0, lease_windows=1, round_steps=5)
 PEERS = tuple(PeerId(bytes([number]) * 32) for number in (1, 2))
 quick = settings(deadline=None, max_examples=100)
 
@@ -83,7 +83,7 @@ def test_bad_contributions_name_their_fault(first: int, vectors: list[Tensor], r
 
 def test_the_heaviest_contributions_do_not_overflow() -> None:
     """What `check_contribution` lets through cannot make the state of everybody infinite."""
-    math = RunMath(LAYOUT, RawCodec(), OuterConfig(optimizer="adamw"), error_decay=1.0, lease_windows=1)
+    math = RunMath(LAYOUT, RawCodec(), OuterConfig(optimizer="adamw"), error_decay=1.0, lease_windows=1, round_steps=5)
     worst = [torch.full((unit.numel,), MAX_MAGNITUDE) for unit in LAYOUT.units]
     (one, blob), (two, _) = (_contribution(peer, 0, worst, tokens=2**62 - 1) for peer in PEERS)
     new = after_commit(math, _start_of(math), CommitList(entries=(one, two), admitted=()), lambda root: blob)
@@ -104,7 +104,7 @@ def test_a_header_must_name_its_payloads() -> None:
 @quick
 @given(st.data(), st.sampled_from([RawCodec(), Int8Codec(2)]))
 def test_harmed_contributions_are_refused(data: st.DataObject, codec: RawCodec | Int8Codec) -> None:
-    math = RunMath(LAYOUT, codec, MATH.outer, error_decay=1.0, lease_windows=1)
+    math = RunMath(LAYOUT, codec, MATH.outer, error_decay=1.0, lease_windows=1, round_steps=5)
     blob = pack_contribution(codec, 0, [codec.encode(torch.ones(unit.numel)) for unit in LAYOUT.units])
     raw = data.draw(damaged(blob))
     entry = Entry(PEERS[0], 1, 1, blob_digest(raw), 0, 3, 10, 1)
