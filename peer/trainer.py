@@ -162,6 +162,11 @@ class Trainer:
             self._members = members
             self._replica.lease(members)
 
+    @property
+    def waits_for(self) -> str:
+        """What keeps us from training on, where we would; "" while nothing does."""
+        return self._why_waiting() if self._may_train() else ""
+
     def _may_step(self) -> bool:
         """Whether an inner step is due now."""
         return self._may_train() and not self._why_waiting()
@@ -349,7 +354,7 @@ class Trainer:
             steps_since_cut=work.steps,
             tokens_per_s=self._tokens_per_s(),
             time=self._clocks.split,
-            waits_for=self._why_waiting() if self._may_train() else "",
+            waits_for=self.waits_for,
         )
         self._handoff.report(self._progress)
 

@@ -122,7 +122,9 @@ class Member:
         config, dtype = place.config, group.dtype
         model = build_model(config.model, dtype=dtype)
         layout = layout_of(model)
-        math = RunMath.of(group.config, layout, make_codec(config.codec), dtype)  # the same for all, whatever the own batch
+        math = RunMath.of(
+            group.config, layout, make_codec(config.codec), dtype
+        )  # the same for all, whatever the own batch
         device = torch.device("cpu")
         optimizer = make_inner_optimizer(config.inner, model.named_parameters(), device=device)
         self.inner = WatchedTrainer(model, optimizer, device, clip_norm=config.inner.clip_norm, micro_batch=2)
@@ -285,7 +287,8 @@ class Member:
 
     def _measure(self) -> None:
         progress = self._progress
-        self.post(Measured(Figures(progress.tokens_since_cut, progress.steps_since_cut)))
+        figures = Figures(progress.tokens_since_cut, progress.steps_since_cut, waits_for=progress.waits_for)
+        self.post(Measured(figures))
 
     def _perform(self, effect: Effect) -> None:
         match effect:

@@ -22,14 +22,16 @@ LEASE_STEPS = 2
 
 
 def run_config(outer: str) -> RunConfig:
-    a_round = tiny_round(lease_steps=LEASE_STEPS, train_deadline_s=2.0, max_listed=1, min_peers=MEMBERS, heartbeat_s=0.5)
+    a_round = tiny_round(
+        lease_steps=LEASE_STEPS, train_deadline_s=2.0, max_listed=1, min_peers=MEMBERS, heartbeat_s=0.5
+    )
     codec = CodecConfig(block_size=64)
     return tiny_config(round=a_round, codec=codec, outer=OuterConfig.model_validate({"optimizer": outer}))
 
 
 @pytest.mark.parametrize("outer", ["sgd", "nesterov"])
 def test_each_state_is_what_the_reference_makes_of_scaled_contributions(tmp_path: Path, outer: str) -> None:
-    """1e-12: each state follows from the one before by some ten operations in fp64; d itself is rounded in fp32 on both sides."""
+    """1e-12: a state follows from the one before by some ten operations in fp64; d is rounded to fp32 on both sides."""
     config = run_config(outer)
     with Group(tmp_path, config, MEMBERS, dtype=torch.float64) as group:
         numbers = [Numbers.of(group[0].replica.present.state)]

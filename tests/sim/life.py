@@ -209,6 +209,8 @@ class Life:
             seconds = ENCODE_S * peer.slowness
         elif self.shop.may_step(now_s):
             seconds = peer.step_s * peer.slowness
+        elif self.shop.waits_for(now_s) != self._progress.waits_for:
+            seconds = 0.0  # it says so
         else:
             return
         self._is_busy = True
@@ -273,7 +275,8 @@ class Life:
 
     def _measure(self) -> None:
         one = self._progress
-        self.take(Measured(Figures(tokens_since_cut=one.tokens_since_cut, steps_since_cut=one.steps_since_cut)))
+        figures = Figures(one.tokens_since_cut, one.steps_since_cut, waits_for=one.waits_for)
+        self.take(Measured(figures))
 
     # ---------------------------------------------------------------- blobs
 

@@ -2,6 +2,9 @@
 
 from __future__ import annotations
 
+from dataclasses import replace
+
+import numpy as np
 import pytest
 import torch
 from hypothesis import given, settings
@@ -53,6 +56,22 @@ def test_a_unit_is_the_mean_of_those_who_cover_it_and_keeps_its_bits_otherwise()
     assert torch.allclose(new.anchor_N[:8], state.anchor_N[:8] - 0.7 * 1.9 * mean)
     assert torch.equal(new.anchor_N[8:], state.anchor_N[8:]) and not bool(new.outer.buffers[0][8:].any())
     assert new.chain.version == 1 and new.chain.tokens == 40
+
+
+def test_a_contribution_of_many_rounds_is_scaled_and_its_weight_stays() -> None:
+    """Against numpy, an operation a line: c = 2 * 5 / 23 in 256ths is 111 / 256, the mean as of any two vectors."""
+    vectors = [torch.arange(3.0) / 7, torch.arange(3.0) / 11 - 1]
+    (many, many_blob), (few, few_blob) = (
+        _contribution(peer, 0, [vector], tokens) for peer, vector, tokens in zip(PEERS, vectors, (30, 10), strict=True)
+    )
+    many = replace(many, steps=23)
+    blobs = {many.root: many_blob, few.root: few_blob}
+    new = after_commit(MATH, _start(), CommitList(entries=(many, few), admitted=()), blobs.__getitem__)
+    scaled = vectors[0].numpy() * np.float32(111 / 256)
+    total = scaled * np.float32(30) + vectors[1].numpy() * np.float32(10)
+    mean = total * (np.float32(1) / np.float32(40))
+    assert new.outer.buffers[0][:3].numpy().tobytes() == mean.tobytes()
+    assert new.chain.tokens == 40
 
 
 def test_a_list_that_breaks_the_chain_changes_nothing() -> None:
