@@ -24,6 +24,7 @@ from swarm.events import (
     Evaluated,
     Event,
     HeadsBarred,
+    LossJumped,
     Merged,
     PeerJoined,
     PeerLeft,
@@ -328,6 +329,10 @@ def _news(view: SwarmView, source: PeerId, event: Event) -> str | None:
             return f"{len(event.heads)} heads that lost their blobs were barred at version {event.version}"
         case ViewChanged():
             return f"view {event.view}, led by {_name(view, event.leader)}: {reason}"
+        case LossJumped():
+            return (
+                f"held-out loss jumped to {event.loss:.3f} at version {event.version}, from {event.before:.3f} before"
+            )
         case CheckpointKept():
             return f"checkpoint of version {event.version} kept"
         case StateDiffered():

@@ -89,6 +89,7 @@ class Progress:
     heldout_loss: float | None = None
     heldout_version: int = 0
     time: TimeSplit = field(default_factory=TimeSplit)
+    waits_for: str = ""  # why no inner step is due; "" while one is
 
 
 @dataclass(frozen=True, slots=True)

@@ -22,6 +22,7 @@ from peer.catch_up import Catcher
 from peer.checkpoints import serve
 from peer.clock import awake_or_asleep_s
 from peer.discovery import Discovery
+from peer.loss_watch import LossWatch
 from peer.node_parts import NodeParts
 from peer.serve import ROUND_PINS
 from swarm import events
@@ -30,7 +31,7 @@ from swarm.digest import Digest
 from swarm.errors import MalformedBytes, NetworkError, RemoteError, StateError
 from swarm.events import Event
 from swarm.identity import PeerId
-from swarm.messages import Contribution, Goodbye, KnownStatus, StateRecord, record_digest
+from swarm.messages import Contribution, Goodbye, KnownStatus, PeerStatus, StateRecord, record_digest
 from swarm.round.catch_up import CatchUpRequest
 from swarm.round.facts import (
     BlobFailed,
@@ -100,6 +101,7 @@ class Node:
         self._caught_up: tuple[str, int, float] | None = None
         self._opened: tuple[PeerId, ...] = ()
         self._restarts = parts.network.num_restarts
+        self._losses = LossWatch()
         self._moved_at_s = (0.0, 0.0)  # seconds of sending and receiving blobs at the last head
         parts.server.connect(self._received, self._known_statuses)
 
@@ -189,6 +191,13 @@ class Node:
 
     def _received(self, sender: PeerId, message: Any, sealed: bytes, age_s: float | None = None) -> None:
         self.post(Received(sender, message, sealed, age_s))
+        if isinstance(message, PeerStatus) and message.heldout_version <= self._participant.chain.version:
+            self._learn_loss(message.heldout_version, message.heldout_loss)
+
+    def _learn_loss(self, version: int, loss: float | None) -> None:
+        jumped = None if loss is None else self._losses.learn(version, loss)
+        if jumped is not None:
+            self._happened(jumped)
 
     def _reported(self, report: work.Report) -> None:
         """A report of the trainer, in the loop's thread."""
@@ -220,6 +229,7 @@ class Node:
             case work.Evaluation(version, loss):
                 if _loss(loss) is not None:
                     self._happened(events.Evaluated(version, loss))
+                    self._learn_loss(version, loss)
             case work.StepDropped(reason):
                 self._happened(events.StepNotApplied(self._participant.me.peer, reason[:400]))
             case work.TrainerEnded():
@@ -272,6 +282,7 @@ class Node:
                         upload_s=max(0.0, network.up_s - self._moved_at_s[0]),
                         download_s=max(0.0, network.down_s - self._moved_at_s[1]),
                     ),
+                    waits_for=progress.waits_for,
                 )
             )
         )

@@ -37,7 +37,7 @@ from swarm.chain import MAX_AGE_VERSIONS, ChainState, Merge, left_behind
 from swarm.digest import Digest
 from swarm.errors import RemoteError, StateError
 from swarm.identity import PeerId
-from swarm.lease import LeaseQueue, leases
+from swarm.lease import Lease, LeaseQueue, leases
 from swarm.messages import Commit, Contribution, StateRecord, open_as, record_digest
 from swarm.round.commits import roots_of
 
@@ -114,6 +114,11 @@ class Replica:
     def pending(self) -> tuple[int, ...]:
         return tuple(sorted(self._ledger.pending))
 
+    @property
+    def pending_steps(self) -> int:
+        """Inner steps of the pending contributions."""
+        return sum(record.steps for record in self._ledger.pending.values())
+
     def version_of(self, head: Digest) -> Version | None:
         return next((version for version in self._versions if version.state.chain.head == head), None)
 
@@ -125,9 +130,7 @@ class Replica:
         self._ledger = joined(self.author, state)
         self.next_seq = max(self.next_seq, state.chain.highest_seq(self.author) + 1)
         self.work = Work(since_version=state.chain.version)
-        mine = leases(state.chain.cursor, state.chain.roster, self.math.lease_windows).get(self.author)
-        if mine is not None:  # a member that lost its past
-            self.leases.add(mine)
+        self.lease(state.chain.roster)  # a member that lost its past
 
     def begin_from(self, record: StateRecord) -> None:
         """Starts without a past from a snapshot whose blobs are in the store. Raises MalformedBytes or StateError."""
@@ -174,7 +177,7 @@ class Replica:
         parts: tuple[dict[int, CutRecord], ...] = ({}, {}, {})
         for one in saved.cuts:
             delta_N, before_N = self._vector(one.delta), self._vector(one.before)
-            after_N = residual_after(self.math, before_N, delta_N, self.store.read(one.blob, check=True))
+            after_N = residual_after(self.math, before_N, delta_N, self.store.read(one.blob, check=True), one.steps)
             record = CutRecord(delta_N, before_N, after_N, one.tokens, one.steps, one.listed_at)
             parts[one.standing][one.seq] = record
         contributions = {
@@ -209,6 +212,25 @@ class Replica:
         self.next_seq = max(self.next_seq, last_generation + 1)
 
     # ---------------------------------------------------------------- the operations
+
+    def lease(self, members: Sequence[PeerId]) -> None:
+        """Takes the slots that the present head hands us as one of these."""
+        cursor = self.present.state.chain.cursor
+        self.leases.begin_round(cursor, self._lease_from(cursor, members))
+
+    def lease_anew(self, members: Sequence[PeerId]) -> None:
+        """Takes the slots of the present head once more: what was learned from them is lost, and nothing leads on."""
+        self.leases = LeaseQueue()
+        self.lease(members)
+
+    def lease_ahead(self, members: Sequence[PeerId]) -> None:
+        """Takes the slots that the next head will hand us if these are its members."""
+        ahead = self._lease_from(self.present.state.chain.cursor + self.math.lease_windows * len(members), members)
+        if ahead is not None:
+            self.leases.add(ahead)
+
+    def _lease_from(self, cursor: int, members: Sequence[PeerId]) -> Lease | None:
+        return leases(cursor, members, self.math.lease_windows).get(self.author)
 
     def cut(self, theta_N: Tensor) -> tuple[int, Digest, int, Work]:
         """CUT: encodes the work since the last cut once and stores its blob; returns number, root, bytes, and the work.
@@ -274,6 +296,7 @@ class Replica:
         # From the new state to itself: measured from the old one, what was wrong with it would count as our progress.
         self._ledger, self._versions = joined(self.author, version.state), [version]
         self.work = Work(since_version=version.state.chain.version)
+        self.leases = LeaseQueue()
         return self._move([version], (), version.state.anchor_N)
 
     def _move(

@@ -133,6 +133,8 @@ def describe(event: Event) -> str:
             )
         case events.Evaluated(version, loss):
             return f"version {version:>5}  held-out loss {loss:.4f}"
+        case events.LossJumped(version, loss, before):
+            return f"version {version:>5}  held-out loss jumped to {loss:.4f}, from {before:.4f} in the versions before"
         case events.CaughtUp():
             size = event.num_bytes / 1e6
             return f"caught up with version {event.version} by {event.how}: {size:.1f} MB in {event.seconds:.1f} s"

@@ -42,10 +42,10 @@ from peer.replica import Replica, Work
 from peer.step import InnerTrainer
 from swarm.allreduce import ledger
 from swarm.allreduce.layout import flatten, unflatten_into
+from swarm.allreduce.mean import MAX_ROUNDS
 from swarm.config import RunConfig
 from swarm.errors import LocalError, RemoteError, StateError
 from swarm.identity import PeerId
-from swarm.lease import leases
 from swarm.messages import Contribution, StateRecord, TimeSplit
 from swarm.round.facts import CutDone
 
@@ -115,6 +115,9 @@ class Trainer:
 
     def begin(self) -> None:
         """What the version it starts from brings: its evaluation and checkpoint. Before the first turn."""
+        replica = self._replica
+        if not (replica.pending or replica.work.steps) and replica.leases.remaining < self._config.inner.batch_windows:
+            replica.lease_anew(self._members)  # a disk that was damaged keeps leases longer than the work done on them
         self._reach_version()
 
     def turn(self, wait_s: float) -> Stop | None:
@@ -157,17 +160,20 @@ class Trainer:
         """These start: at genesis, or in place of a roster of which nobody is left."""
         if members != self._members:
             self._members = members
-            self._lease()
+            self._replica.lease(members)
 
-    def _lease(self) -> None:
-        chain = self._replica.present.state.chain
-        mine = leases(chain.cursor, self._members, self._config.lease_windows).get(self._replica.author)
-        if mine is not None:
-            self._replica.leases.add(mine)
+    @property
+    def waits_for(self) -> str:
+        """What keeps us from training on, where we would; "" while nothing does."""
+        return self._why_waiting() if self._may_train() else ""
 
     def _may_step(self) -> bool:
-        """Whether an inner step is due now: a lease is there, and this round's cut has not been made, or training goes on
-        underneath, or the exchange took so long that waiting for it would be a waste."""
+        """Whether an inner step is due now."""
+        return self._may_train() and not self._why_waiting()
+
+    def _may_train(self) -> bool:
+        """Whether we train at this head: as a member, if this round's cut has not been made, or training goes on underneath,
+        or the exchange took so long that waiting for it would be a waste."""
         if self._replica.author not in self._members or self._must_cut():
             return False
         if self.last_version is not None and self._replica.present.state.chain.version >= self.last_version:
@@ -176,6 +182,23 @@ class Trainer:
             return True
         late = time.monotonic() - self._clocks.cut_at_s > self._config.round.exchange_deadline_s
         return self._config.round.overlap or late
+
+    def _why_waiting(self) -> str:
+        """What training waits for; "" while an inner step may be taken.
+
+        What a commit has not listed yet is at most MAX_ROUNDS rounds' worth of steps, of which at most one is done while a
+        contribution is pending: handed in at once, more than that would throw the model back.
+        """
+        replica, round_steps = self._replica, self._config.round_steps
+        steps = replica.work.steps
+        if replica.pending and steps >= min(round_steps, MAX_ROUNDS * round_steps - replica.pending_steps):
+            ahead = "one round" if steps == round_steps else f"{steps} steps"
+            seq, since = replica.pending[0], replica.contributions[replica.pending[0]][0].version
+            return f"waiting for a commit: trained {ahead} ahead, contribution {seq} is pending since version {since}"
+        if replica.leases.remaining < self._config.inner.batch_windows:
+            version = replica.present.state.chain.version
+            return f"waiting for a commit: the lease of version {version} is used up, {steps} steps since the last cut"
+        return ""
 
     def _must_cut(self) -> bool:
         if self._replica.pending or not self._replica.work.steps:
@@ -227,6 +250,7 @@ class Trainer:
         )
         sealed = self._sign(contribution)
         self._replica.announced(contribution, sealed)
+        self._replica.lease_ahead(self._members)
         self._save(theta_N)
         fault_point.reached("cut-saved")
         self._cut_hinted = False
@@ -249,7 +273,7 @@ class Trainer:
         self._members = self._replica.present.state.chain.roster
         # A hint that came in the middle of the very first step still stands: a slow card would otherwise never cut.
         self._cut_hinted = self._cut_hinted and self._replica.work.steps > 0
-        self._lease()
+        self._replica.lease(self._members)
         self._save(moved.theta_N)
         fault_point.reached("head-saved")
         if self._clocks.cut_at_s:
@@ -330,6 +354,7 @@ class Trainer:
             steps_since_cut=work.steps,
             tokens_per_s=self._tokens_per_s(),
             time=self._clocks.split,
+            waits_for=self.waits_for,
         )
         self._handoff.report(self._progress)
 

@@ -146,6 +146,11 @@ class RunConfig(Section):
         return steps * self.inner.batch_windows
 
     @property
+    def round_steps(self) -> int:
+        """Inner steps that are one member's share of a round: those that its lease is enough for."""
+        return self.lease_windows // self.inner.batch_windows
+
+    @property
     def lease_tokens(self) -> int:
         """Tokens of one round's lease: the most that one round of one member may weigh."""
         return self.lease_windows * self.data.sequence_length

@@ -140,6 +140,11 @@ def _round_problems(config: RoundConfig) -> Iterator[str]:
             f"round.leader_timeout_s = {config.leader_timeout_s}: at least twice round.heartbeat_s = "
             f"{config.heartbeat_s}, or one lost heartbeat unseats a leader"
         )
+    if 0 < config.lease_steps < config.local_steps:
+        yield (
+            f"round.lease_steps = {config.lease_steps}: at least round.local_steps = {config.local_steps}, "
+            "or no lease is enough for a round"
+        )
     if config.max_listed > MAX_ENTRIES:
         yield f"round.max_listed = {config.max_listed}: at most {MAX_ENTRIES}, which is what one commit carries"
     if config.exchange_deadline_s < config.heartbeat_s:

@@ -139,6 +139,15 @@ class Evaluated:
 
 
 @dataclass(frozen=True, slots=True)
+class LossJumped:
+    """The held-out loss of a version's anchor is far above that of the versions before it."""
+
+    version: U63
+    loss: float
+    before: float  # mean of the last losses known of earlier versions
+
+
+@dataclass(frozen=True, slots=True)
 class CheckpointKept:
     """A checkpoint was written and can be pulled."""
 
@@ -215,6 +224,7 @@ Event = (
     | ViewChanged
     | CaughtUp
     | Evaluated
+    | LossJumped
     | CheckpointKept
     | StateDiffered
     | PeerMisbehaved

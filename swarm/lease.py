@@ -3,6 +3,9 @@
 A slot is a number that is used once along a chain, from 0 upwards without end. Slot s stands for one window of text in
 pass s // num_windows. Each head hands every member `cap` slots; whoever leads, the same ones. What a member does not use
 stays with it for its next rounds; what a member that left did not use is a hole, which the next pass fills.
+
+A member that has cut may train one round ahead of the commit: on the slots that the next head will hand it if the roster
+stays as it is. If it does not, those slots are another's, and what is left of them is given back.
 """
 
 from __future__ import annotations
@@ -70,13 +73,15 @@ class _Held:
     unused: Annotated[tuple[Lease, ...], MaxLen(MAX_OLDER_LEASES + 2)]  # each older lease cuts at most one hole
 
 
+def _count(held: _Held) -> int:
+    return sum(part.count for part in held.unused)
+
+
 @dataclass(frozen=True, slots=True)
 class _QueueState:
     """The saved form of a LeaseQueue."""
 
     held: Annotated[tuple[_Held, ...], MaxLen(MAX_OLDER_LEASES + 1)]
-    repeats: U63
-    duplicates: U63
     dropped: U63
 
 
@@ -95,21 +100,24 @@ def _without(ranges: tuple[Lease, ...], taken: Lease) -> tuple[Lease, ...]:
 class LeaseQueue:
     """What a member still may use: its newest lease and the unused slots of at most two older ones, oldest first.
 
-    A slot of any remembered lease is handed out once. Only when all are used does the newest lease start over, so that a
-    peer which is cut off keeps training; those slots are counted in `duplicates`. `dropped` counts unused slots that
-    grew too old.
+    A slot of any remembered lease is handed out once. `dropped` counts unused slots that grew too old or were given back.
     """
 
     def __init__(self) -> None:
         self._held: tuple[_Held, ...] = ()  # oldest first
-        self._repeats = 0  # slots of the newest lease handed out again since it came
-        self.duplicates = 0
         self.dropped = 0
 
     @property
     def remaining(self) -> int:
-        """How many slots can be taken before one repeats."""
-        return sum(part.count for held in self._held for part in held.unused)
+        """How many slots can be taken."""
+        return sum(map(_count, self._held))
+
+    def begin_round(self, cursor: int, lease: Lease | None) -> None:
+        """A head whose leases begin at `cursor` hands out `lease`; None: to a peer that is no member. Any other lease held
+        from there on was taken ahead, or on a branch that was left: it is given back."""
+        self._keep(tuple(held for held in self._held if held.lease.first < cursor or held.lease == lease))
+        if lease is not None:
+            self.add(lease)
 
     def add(self, lease: Lease) -> None:
         """Takes a new lease in. A lease that is remembered already, or the part of it that is, gives nothing new."""
@@ -118,16 +126,16 @@ class LeaseQueue:
         unused: tuple[Lease, ...] = (lease,)
         for held in self._held:
             unused = _without(unused, held.lease)
-        everything = (*self._held, _Held(lease, unused))
-        too_old = everything[: -MAX_OLDER_LEASES - 1]
-        self.dropped += sum(part.count for held in too_old for part in held.unused)
-        self._held = everything[len(too_old) :]
-        self._repeats = 0
+        self._keep((*self._held, _Held(lease, unused))[-MAX_OLDER_LEASES - 1 :])
+
+    def _keep(self, held: tuple[_Held, ...]) -> None:
+        self.dropped += sum(_count(one) for one in self._held if one not in held)
+        self._held = held
 
     def take(self, count: int) -> tuple[int, ...]:
-        """The next `count` slots; they count as used. Raises LocalError before the first lease."""
-        if not self._held:
-            raise LocalError("slots were taken before any lease was added")
+        """The next `count` slots; they count as used. Raises LocalError when fewer remain."""
+        if count > self.remaining:
+            raise LocalError(f"{count} slots were taken where {self.remaining} remain")
         slots: list[int] = []
         for place, held in enumerate(self._held):
             unused = held.unused
@@ -137,20 +145,18 @@ class LeaseQueue:
                 slots.extend(range(part.first, part.first + used))
                 unused = _without(unused, Lease(part.first, used))
             self._held = (*self._held[:place], _Held(held.lease, unused), *self._held[place + 1 :])
-        newest = self._held[-1].lease
-        while len(slots) < count:
-            slots.append(newest.first + self._repeats % newest.count)
-            self._repeats += 1
-            self.duplicates += 1
         return tuple(slots)
 
     def to_value(self) -> Any:
         """The wire value that `from_value` reads."""
-        return to_value(_QueueState(self._held, self._repeats, self.duplicates, self.dropped))
+        return to_value(_QueueState(self._held, self.dropped))
 
     @classmethod
     def from_value(cls, value: Any) -> LeaseQueue:
         """The queue that `to_value` wrote; raises MalformedBytes."""
+        match value:
+            case [held, int(), int(), dropped]:  # version 0.1 counted slots that it used again
+                value = [held, dropped]
         state = from_value(_QueueState, value)
         for held in state.held:
             stop = held.lease.first
@@ -163,5 +169,5 @@ class LeaseQueue:
             raise MalformedBytes("a slot is unused in two leases")
         queue = cls()
         queue._held = state.held
-        queue._repeats, queue.duplicates, queue.dropped = state.repeats, state.duplicates, state.dropped
+        queue.dropped = state.dropped
         return queue

@@ -7,6 +7,7 @@ elements), so that everyone who lists the same gets the same bits, whatever the 
 from __future__ import annotations
 
 from collections.abc import Iterable, Sequence
+from typing import Final
 
 import numpy as np
 import torch
@@ -26,6 +27,26 @@ def inverse_weight(tokens: Sequence[int], dtype: torch.dtype) -> float:
             total = np.float32(total + np.float32(one))
         return float(np.float32(1) / total)
     return 1.0 / float(sum(tokens))
+
+
+MAX_ROUNDS: Final = 2  # rounds' worth of inner steps that one contribution may move the anchor by
+_SCALE_UNITS: Final = 256  # a factor is a multiple of one over this: exact in every type
+
+
+def contribution_scale(steps: int, round_steps: int) -> float:
+    """The factor c that a contribution of so many inner steps is applied with: 1 up to MAX_ROUNDS rounds' worth, then less in
+    proportion, rounded down to a multiple of 1/256, at least that.
+
+    Outer momentum carries a step some 7 times as far: work of many rounds at once, done from one old anchor, would throw the
+    model back.
+    """
+    most = MAX_ROUNDS * round_steps
+    return 1.0 if steps <= most else max(1, most * _SCALE_UNITS // steps) / _SCALE_UNITS
+
+
+def scaled(decoded_U: Tensor, scale: float) -> Tensor:
+    """c * d; for c = 1 the very same tensor."""
+    return decoded_U if scale == 1.0 else decoded_U * scale
 
 
 def weighted_mean(

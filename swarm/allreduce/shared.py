@@ -16,7 +16,7 @@ from torch import Tensor
 from swarm import chain
 from swarm.allreduce.codec import Codec, bytes_of, read_contribution, vector_from
 from swarm.allreduce.layout import ModelLayout
-from swarm.allreduce.mean import weighted_mean
+from swarm.allreduce.mean import contribution_scale, scaled, weighted_mean
 from swarm.allreduce.outer import NUM_BUFFERS, NUM_SCALARS, OuterState, initial_outer_state, next_scalars, outer_step
 from swarm.chain import ChainState, CommitList, Entry
 from swarm.config import OuterConfig, RunConfig
@@ -45,11 +45,13 @@ class RunMath:
     outer: OuterConfig
     error_decay: float
     lease_windows: int
+    round_steps: int
     dtype: torch.dtype = torch.float32
 
     @classmethod
     def of(cls, config: RunConfig, layout: ModelLayout, codec: Codec, dtype: torch.dtype = torch.float32) -> RunMath:
-        return cls(layout, codec, config.outer, config.codec.error_decay, config.lease_windows, dtype)
+        decay, windows, steps = config.codec.error_decay, config.lease_windows, config.round_steps
+        return cls(layout, codec, config.outer, decay, windows, steps, dtype)
 
 
 def genesis_state(math: RunMath, run: Digest, parameters_N: Tensor) -> SharedState:
@@ -60,11 +62,12 @@ def genesis_state(math: RunMath, run: Digest, parameters_N: Tensor) -> SharedSta
 
 
 def decode_unit(math: RunMath, entry: Entry, blob: bytes | memoryview, unit: int) -> Tensor:
-    """(U,) fp32: what `entry`'s blob says of one unit. Raises MalformedBytes."""
+    """(U,) fp32: d, what `entry` brings to one unit: its blob decoded, times its scale. Raises MalformedBytes."""
     places = read_contribution(blob, math.codec, entry.first_unit, entry.end_unit - entry.first_unit)
     place = places[unit - entry.first_unit]
     payload = memoryview(blob)[place.offset : place.offset + place.num_bytes]
-    return math.codec.decode(payload, math.layout.units[unit].numel)
+    decoded_U = math.codec.decode(payload, math.layout.units[unit].numel)
+    return scaled(decoded_U, contribution_scale(entry.steps, math.round_steps))
 
 
 def check_contribution(math: RunMath, entry: Entry, blob: bytes | memoryview) -> None:

@@ -191,7 +191,7 @@ def make_status(me: Self, beat: int, standing: Standing, figures: Figures) -> Pe
         heldout_loss=figures.heldout_loss,
         heldout_version=figures.heldout_version,
         checkpoint_version=figures.checkpoint_version,
-        waits_for=(standing.waits_for or figures.waits_for)[:400],
+        waits_for=standing.waits_for[:400],
         addresses=figures.addresses,
         pending=standing.pending,
         holding=standing.holding,

@@ -167,7 +167,7 @@ class Participant:
 
     @property
     def waits_for(self) -> str:
-        """Why nothing seems to happen, for the screen; "" while training."""
+        """Why nothing seems to happen, for the screen; "" while training. First what our trainer says."""
         if self._passage.is_merging:
             return "waits until the branch that it was on is merged"
         if self.syncing:
@@ -175,11 +175,12 @@ class Participant:
         if self._passage.num_missing:
             return f"fetches {self._passage.num_missing} contributions of version {self.chain.version + 1}"
         if self.may_train and not self._exchange.pending():
-            return ""
+            return self.figures.waits_for
         if self.is_leader:
-            leading = self._leadership.now
-            return leading.reason if leading else ""
-        return self._brief.reason if self._brief else f"no word from leader {self.leader} yet"
+            reason = self._leadership.now.reason if self._leadership.now else ""
+        else:
+            reason = self._brief.reason if self._brief else f"no word from leader {self.leader} yet"
+        return "; ".join(one for one in (self.figures.waits_for, reason) if one)
 
     def status(self) -> PeerStatus:
         """A fresh heartbeat; each has a higher beat than the one before."""

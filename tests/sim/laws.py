@@ -6,6 +6,7 @@ The laws are computed from what the world saw, not from what the product says of
 from __future__ import annotations
 
 import math
+from collections.abc import Sequence
 from dataclasses import dataclass
 from typing import TYPE_CHECKING
 
@@ -18,7 +19,7 @@ from swarm.round.commits import roots_of
 from swarm.round.facts import Effect, Fact, Received, Send
 from tests.sim.books import LawBroken
 from tests.sim.faults import DiskFull, Freeze, Lossy, Partition, Slow, SlowDisk, SlowLink, Usurper, Withhold
-from tests.sim.reference import Numbers
+from tests.sim.reference import Numbers, round_steps
 from tests.sim.traffic import cuts
 from tests.sim.wires import open_sealed
 from tests.sim.workshop import precision_of
@@ -125,8 +126,8 @@ class Laws:
         entries = commit.entries
         total = sum(entry.tokens for entry in entries)
         books = self._world.books
-        decoded = [books.cuts[entry.author][entry.seq].decoded_N * entry.tokens for entry in entries]
-        return parent.numbers.after(self._world.config.outer, sum(decoded) / total)
+        brought = [books.cuts[entry.author][entry.seq].brought_N * entry.tokens for entry in entries]
+        return parent.numbers.after(self._world.config.outer, sum(brought) / total)
 
     def _merge_due(self, parent: Known, merge: Merge) -> Numbers:
         """The mean of the two anchors, by the tokens that each side alone lists; the optimizer's state as it was."""
@@ -217,6 +218,18 @@ class Laws:
         self._world.say(f"{life.peer.name} reaches version {after.version}")
 
     # ---------------------------------------------------------------- each step
+
+    def check_inner(self, life: Life, slots: Sequence[int]) -> None:
+        """An inner step that is about to be taken: on leased slots, at most one round ahead of what waits for a commit."""
+        replica, config = life.replica, self._world.config
+        chain, steps, most = replica.present.state.chain, replica.work.steps, round_steps(config)
+        members = len(chain.roster) or len(life.machine.opened)
+        if not slots or max(slots) >= chain.cursor + 2 * members * config.lease_windows:
+            raise LawBroken("leased slots", f"{life.peer.name} trains on {slots}, leases begin at {chain.cursor}")
+        waiting = sum(cut.steps for cut in replica._ledger.pending.values())
+        if waiting and (steps >= most or waiting + steps >= 2 * most):
+            text = f"{life.peer.name} trains on after {steps} steps beside {waiting} that wait"
+            raise LawBroken("one round ahead", text)
 
     def check_step(self, life: Life, fact: Fact) -> None:
         machine = life.machine

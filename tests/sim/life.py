@@ -227,6 +227,8 @@ class Life:
             seconds = ENCODE_S * peer.slowness
         elif self.shop.may_step(now_s):
             seconds = peer.step_s * peer.slowness
+        elif self.shop.waits_for(now_s) != self._progress.waits_for:
+            seconds = 0.0  # it says so
         else:
             return
         self._is_busy = True
@@ -291,8 +293,8 @@ class Life:
 
     def _measure(self) -> None:
         one = self._progress
-        work = {"tokens_since_cut": one.tokens_since_cut, "steps_since_cut": one.steps_since_cut}
-        self.take(Measured(Figures(**work, dialled=self.dialled)))
+        figures = Figures(one.tokens_since_cut, one.steps_since_cut, waits_for=one.waits_for, dialled=self.dialled)
+        self.take(Measured(figures))
 
     def dial(self, others: tuple[PeerId, ...]) -> None:
         """These answered a fresh dial."""

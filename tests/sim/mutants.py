@@ -23,6 +23,7 @@ import torch
 
 import peer.replica as replica_module
 import peer.trainer as trainer_module
+import swarm.allreduce.ledger as ledger_module
 import swarm.allreduce.shared as shared_module
 import swarm.chain as chain_module
 import swarm.round.catch_up as catch_up_module
@@ -163,6 +164,10 @@ def _unweighted_mean() -> None:
     shared_module.weighted_mean = lambda decoded, tokens, dtype: real(decoded, [1] * len(tokens), dtype)
 
 
+def _count_many_rounds_in_full() -> None:
+    shared_module.contribution_scale = ledger_module.contribution_scale = lambda steps, round_steps: 1.0
+
+
 def _merge_through_outer() -> None:
     def merged(math: Any, state: SharedState, commit: Any, read_blob: Any) -> SharedState:
         plain = after_merge(math, state, commit, read_blob)
@@ -171,6 +176,16 @@ def _merge_through_outer() -> None:
         return replace(plain, anchor_N=new_N, outer=replace(state.outer, buffers=buffers))
 
     replica_module.after_merge = merged
+
+
+# ---------------------------------------------------------------- training
+
+
+def _train_ahead_without_end() -> None:
+    def why_waiting(self: Any) -> str:
+        return "" if self._replica.leases.remaining >= self._config.inner.batch_windows else "no lease"
+
+    trainer_module.Trainer._why_waiting = why_waiting  # type: ignore[method-assign]
 
 
 # ---------------------------------------------------------------- the disk
@@ -319,6 +334,8 @@ MUTANTS = (
     Mutant("a pending contribution is dropped after one version", _drop_pending_after_one_version),
     Mutant("contributions are summed in the order they came", _sum_in_arrival_order),
     Mutant("the mean forgets the tokens", _unweighted_mean),
+    Mutant("a contribution of many rounds counts in full", _count_many_rounds_in_full),
+    Mutant("a peer trains on beside what waits for a commit", _train_ahead_without_end),
     Mutant("a merge goes through the outer optimizer", _merge_through_outer),
     Mutant("a cut is announced before it is on disk", _announce_before_write),
     Mutant("a cut is not written at all", _no_write_at_cut),

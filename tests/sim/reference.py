@@ -1,15 +1,18 @@
-"""The reference for the shared arithmetic: the outer optimizers by their textbook formulas, in plain numpy fp64."""
+"""The reference for the shared arithmetic: the outer optimizers by their textbook formulas, in plain numpy fp64; and what a
+contribution brings, in numpy's fp32, as every peer must round it alike."""
 
 from __future__ import annotations
 
 from dataclasses import dataclass
+from fractions import Fraction
 from functools import partial
+from math import floor
 from typing import Any
 
 import numpy as np
 
 from swarm.allreduce.shared import SharedState
-from swarm.config import OuterConfig
+from swarm.config import OuterConfig, RunConfig
 
 Vector = np.ndarray[Any, np.dtype[np.float64]]
 
@@ -48,6 +51,18 @@ class Numbers:
         ours = (self.anchor_N, *self.buffers, np.asarray(self.scalars))
         theirs = (other.anchor_N, *other.buffers, np.asarray(other.scalars))
         return len(ours) == len(theirs) and all(map(partial(_close, tolerance), ours, theirs))
+
+
+def round_steps(config: RunConfig) -> int:
+    """Inner steps that a member's lease of one round is for."""
+    return config.round.lease_steps or config.round.local_steps or 256
+
+
+def brought(decoded_N: Vector, steps: int, config: RunConfig) -> Vector:
+    """d: a decoded blob, scaled down to two rounds' worth of steps in 256ths where it holds more."""
+    share = min(Fraction(1), Fraction(2 * round_steps(config), max(steps, 1)))
+    scale = max(1, floor(256 * share)) / 256
+    return (decoded_N.astype(np.float32) * np.float32(scale)).astype(np.float64)
 
 
 def _close(tolerance: float, one: Vector, two: Vector) -> bool:

@@ -5,7 +5,7 @@ from __future__ import annotations
 import pytest
 
 from swarm.events import RoundCommitted, ViewChanged
-from tests.sim.faults import Crash, DiskFull, Freeze, Join, Leave, Lossy, Partition, Phase, Slow, StrikeLeader
+from tests.sim.faults import Crash, DiskFull, Freeze, Join, Leave, Lossy, Partition, Phase, Slow, StrikeLeader, Withhold
 from tests.sim.world import World, round_config
 
 ROUND_S = 20.0  # training and exchange of one quiet round here, with room: 10 s of training, a cut, a commit
@@ -84,6 +84,60 @@ def test_enough_tokens_make_a_round() -> None:
 def test_training_goes_on_underneath(seed: int) -> None:
     world = World(3, seed, config=round_config(overlap=True, min_peers=3)).run_until(8, 8 * ROUND_S)
     assert {names(world, event) for event in commits(world).values()} == {"abc"}
+
+
+# ---------------------------------------------------------------- nobody commits
+
+
+@pytest.mark.parametrize("overlap", [False, True], ids=["blocking", "overlap"])
+def test_who_waits_for_a_commit_trains_one_round_ahead_and_says_so(overlap: bool) -> None:
+    config = round_config(local_steps=3, exchange_deadline_s=5.0, overlap=overlap, min_peers=2)
+    world = World(2, config=config).run_until(3, 3 * ROUND_S)
+    world.crash(world.peers[1], None)
+    world.run_for(25.0)
+    life = world.life(0)
+    (number,), version = life.replica.pending, life.machine.chain.version
+    assert life.replica.work.steps == 3 and life.replica.pending_steps == 3
+    due = f"trained one round ahead, contribution {number} is pending since version {version}"
+    assert due in life.machine.status().waits_for and "no majority" in life.machine.status().waits_for
+    world.run_until(version + 3, 2 * ALONE_S + 3 * ROUND_S)
+    steps = [cut.contribution.steps for cut in world.books.cuts[life.peer.id].values()]
+    assert max(steps) == 3 and world.life(0).machine.status().waits_for == ""
+
+
+def test_who_has_used_its_lease_up_waits_for_a_hint_and_says_so() -> None:
+    world = World(2, config=round_config(lease_steps=4, train_deadline_s=20.0, min_peers=2))
+    world.run_for(15.0)
+    for life in world.lives():
+        assert life.replica.work.steps == 4 and not life.replica.pending
+        assert "the lease of version 0 is used up, 4 steps since the last cut" in life.machine.status().waits_for
+    world.run_until(3, 5 * ROUND_S)
+    assert {cut.contribution.steps for cuts in world.books.cuts.values() for cut in cuts.values()} == {4}
+
+
+def test_who_lost_its_work_but_not_its_used_lease_is_not_stuck() -> None:
+    """As a damaged disk leaves it: a lone peer without a slot, without work or a contribution would wait for ever."""
+    world = World(1, config=round_config(lease_steps=4)).run_until(2, 3 * ROUND_S)
+    replica, trainer = world.life(0).replica, world.life(0).shop.trainer
+    replica.leases.take(replica.leases.remaining)
+    trainer.begin()
+    assert replica.leases.remaining == (0 if replica.work.steps or replica.pending else 4)
+    replica.work.steps = replica.work.tokens = 0
+    trainer.begin()
+    assert replica.leases.remaining == 4
+
+
+@SEEDS
+def test_who_is_left_out_again_and_again_hands_in_two_rounds_at_most(seed: int) -> None:
+    """Its blob reaches nobody for long: what it did is withdrawn, goes into the next cut, and that one waits too."""
+    config = round_config(local_steps=3, exchange_deadline_s=5.0)
+    world = World(3, seed, (Withhold((2,), 30.0, 200.0),), config=config)
+    world.run_for(200.0)
+    made = [cut.contribution.steps for cut in world.books.cuts[world.peers[2].id].values()]
+    assert world.fired() and max(made) == 6 and world.life(2).replica.work.steps <= 3
+    world.settle(4, 5 * ROUND_S)
+    listed = [event for _, event in sorted(commits(world).items())]
+    assert all(names(world, event) == "abc" for event in listed[-2:])
 
 
 # ---------------------------------------------------------------- slow, leaving, joining

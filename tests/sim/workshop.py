@@ -138,6 +138,7 @@ class _Inner:
         self._stride = 1 + 7 * life.peer.number + 3 * life.number  # no two lives repeat each other's steps
 
     def step(self, windows: Sequence[int], learning_rate: float) -> StepResult:
+        self._life.world.laws.check_inner(self._life, windows)
         self._turn += self._stride
         place = self._turn % NUM_UPDATES
         first_U, second_U = (tensor_U for _, tensor_U in self.model.parts)
@@ -241,11 +242,12 @@ class Workshop:
             self.handoff.out = deque(replace(one, account=account) if type(one) is Written else one for one in out)
 
     def may_step(self, now_s: float) -> bool:
-        clock, trainer_module.time = trainer_module.time, _Clock(now_s)  # type: ignore[assignment]
-        try:
+        with borrowed(now_s):
             return self.trainer._may_step()
-        finally:
-            trainer_module.time = clock  # type: ignore[assignment]
+
+    def waits_for(self, now_s: float) -> str:
+        with borrowed(now_s):
+            return self.trainer.waits_for
 
     def checks(self, contribution: Contribution | Merge, blob: bytes) -> bool:
         """Whether a blob decodes, as the product checks what it fetched; asked once of each in a world."""

@@ -243,6 +243,7 @@ def test_keys_override_the_preset(tmp_path: Path) -> None:
         ("[inner]\nlearning_rate = 1e-5", "inner.final_learning_rate = 0.0001: at most inner.learning_rate = 1e-05"),
         ("[inner]\nbetas = [0.9, 1]", "inner.betas = [0.9, 1.0]: each must be less than 1"),
         ("[round]\nleader_timeout_s = 3", "at least twice round.heartbeat_s = 2.0"),
+        ("[round]\nlocal_steps = 20\nlease_steps = 3", "round.lease_steps = 3: at least round.local_steps = 20"),
         ("[round]\nmax_listed = 1025", "at most 1024, which is what one commit carries"),
         ("[round]\nexchange_deadline_s = 1", "at least round.heartbeat_s = 2.0"),
         ("[round]\ntrain_deadline_s = 1e9", "a week"),

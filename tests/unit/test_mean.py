@@ -11,7 +11,7 @@ import torch
 from hypothesis import given, settings
 from hypothesis import strategies as st
 
-from swarm.allreduce.mean import inverse_weight, rounded, weighted_mean
+from swarm.allreduce.mean import contribution_scale, inverse_weight, rounded, scaled, weighted_mean
 
 UNIT = 2.0**-24  # the most that one rounding to fp32 is off, relatively
 
@@ -93,6 +93,31 @@ def test_scalars_are_rounded_once() -> None:
     assert rounded(0.1, torch.float32) == float(np.float32(0.1)) != 0.1 == rounded(0.1, torch.float64)
     assert inverse_weight([3], torch.float32) == float(np.float32(1) / np.float32(3))
     assert inverse_weight([1, 2], torch.float64) == 1 / 3
+
+
+@given(st.integers(0, 2**32 - 1), st.integers(1, 2**40))
+def test_a_contribution_of_many_rounds_counts_as_two(steps: int, round_steps: int) -> None:
+    """c is the largest multiple of 1/256 with c * steps <= two rounds' worth; never 0, never more than 1."""
+    scale = contribution_scale(steps, round_steps)
+    if steps <= 2 * round_steps:
+        assert scale == 1.0
+    else:
+        units = int(scale * 256)
+        assert scale == units / 256 < 1 and units >= 1
+        assert units == 1 or units * steps <= 2 * round_steps * 256
+        assert (units + 1) * steps > 2 * round_steps * 256
+
+
+def test_scales_by_hand() -> None:
+    assert [contribution_scale(steps, 3) for steps in (0, 3, 6, 7, 12, 116, 10**6)] == [
+        1.0, 1.0, 1.0, 219 / 256, 0.5, 13 / 256, 1 / 256,
+    ]  # fmt: skip
+
+
+def test_scaling_is_one_rounded_product_and_nothing_at_all_for_one() -> None:
+    vector = torch.from_numpy(np.random.Generator(np.random.Philox(key=5)).standard_normal(4099).astype(np.float32))
+    assert scaled(vector, 1.0) is vector
+    assert scaled(vector, 13 / 256).numpy().tobytes() == (vector.numpy() * np.float32(13 / 256)).tobytes()
 
 
 def test_nothing_and_unequal_lists_are_refused() -> None:

@@ -24,7 +24,7 @@ from swarm.chain import Merge
 from swarm.config import RoundConfig, RunConfig
 from swarm.digest import blob_digest
 from swarm.errors import LocalError, MalformedBytes, Unreachable
-from swarm.events import Evaluated, Event, PeerJoined, PeerLeft, PeerMisbehaved, PeerStarted
+from swarm.events import Evaluated, Event, LossJumped, PeerJoined, PeerLeft, PeerMisbehaved, PeerStarted
 from swarm.identity import PeerId
 from swarm.messages import Contribution, GetPeers, Goodbye, Peers, record_digest, seal_message
 from swarm.net.simnet import SimTransport
@@ -233,6 +233,48 @@ def test_losses_beyond_what_a_status_holds_are_left_out(tmp_path: Path) -> None:
         one.node._measure()
         status = one.node.participant.status()
         assert status.train_loss is None and status.heldout_loss is None
+
+    play(tmp_path, 1, story)
+
+
+def test_a_jump_of_the_loss_is_told_once_whoever_evaluated_it(tmp_path: Path) -> None:
+    async def story(one: Peer, two: Peer) -> None:
+        chain = replace(START, version=6, head=blob_digest(b"6"), tokens=6)
+        for peer in (one, two):
+            peer.handoff.report(work.Moved(state_at(chain, []), (chain,), (), (), 0, 0, caught_up=False))
+        for version, loss in ((3, 3.2), (4, 3.0), (5, 3.1), (6, 4.5)):
+            one.handoff.report(work.Evaluation(version, loss))
+        two.handoff.report(work.Evaluation(3, 3.3))
+        await until(lambda: bool(one.saw(LossJumped)))
+        assert one.saw(LossJumped) == [LossJumped(6, 4.5, pytest.approx(3.1))]
+        one.handoff.report(work.Progress(heldout_loss=4.5, heldout_version=6))
+        await until(lambda: bool(two.saw(LossJumped)))  # by the other's heartbeat
+        assert two.saw(LossJumped) == [LossJumped(6, 4.5, 3.3)] and len(one.saw(LossJumped)) == 1
+
+    play(tmp_path, 2, story)
+
+
+def test_a_loss_of_a_version_that_is_not_there_yet_is_not_believed(tmp_path: Path) -> None:
+    async def story(one: Peer, two: Peer) -> None:
+        await until(lambda: bool(one.saw(PeerJoined)))
+        one.handoff.report(work.Evaluation(0, 3.0))
+        await until(lambda: bool(one.saw(Evaluated)))
+        status = replace(two.node.participant.status(), heldout_version=7, heldout_loss=9.0)
+        one.node._received(two.host.id, status, b"")
+        assert not one.saw(LossJumped)
+
+    play(tmp_path, 2, story)
+
+
+def test_what_the_trainer_waits_for_is_in_the_status(tmp_path: Path) -> None:
+    async def story(one: Peer) -> None:
+        one.handoff.report(work.Progress(waits_for="waiting for a commit: trained one round ahead"))
+        await until(lambda: "trained one round ahead" in one.node.participant.figures.waits_for)
+        status = one.node.participant.status()
+        assert status.waits_for.startswith("waiting for a commit: trained one round ahead; ")
+        one.handoff.report(work.Progress())
+        await until(lambda: not one.node.participant.figures.waits_for)
+        assert "trained" not in one.node.participant.status().waits_for
 
     play(tmp_path, 1, story)
 

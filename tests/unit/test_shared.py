@@ -2,6 +2,9 @@
 
 from __future__ import annotations
 
+from dataclasses import replace
+
+import numpy as np
 import pytest
 import torch
 from hypothesis import given, settings
@@ -28,7 +31,7 @@ from swarm.identity import PeerId
 from tests.unit.message_examples import RUN, damaged
 
 LAYOUT = build_layout([[("a", (3,))], [("b", (5,))], [("c", (2,))]])
-MATH = RunMath(LAYOUT, RawCodec(), OuterConfig(optimizer="nesterov"), error_decay=1.0, lease_windows=1)
+MATH = RunMath(LAYOUT, RawCodec(), OuterConfig(optimizer="nesterov"), error_decay=1.0, lease_windows=1, round_steps=5)
 PEERS = tuple(PeerId(bytes([number]) * 32) for number in (1, 2))
 quick = settings(deadline=None, max_examples=100)
 
@@ -53,6 +56,22 @@ def test_a_unit_is_the_mean_of_those_who_cover_it_and_keeps_its_bits_otherwise()
     assert torch.allclose(new.anchor_N[:8], state.anchor_N[:8] - 0.7 * 1.9 * mean)
     assert torch.equal(new.anchor_N[8:], state.anchor_N[8:]) and not bool(new.outer.buffers[0][8:].any())
     assert new.chain.version == 1 and new.chain.tokens == 40
+
+
+def test_a_contribution_of_many_rounds_is_scaled_and_its_weight_stays() -> None:
+    """Against numpy, an operation a line: c = 2 * 5 / 23 in 256ths is 111 / 256, the mean as of any two vectors."""
+    vectors = [torch.arange(3.0) / 7, torch.arange(3.0) / 11 - 1]
+    (many, many_blob), (few, few_blob) = (
+        _contribution(peer, 0, [vector], tokens) for peer, vector, tokens in zip(PEERS, vectors, (30, 10), strict=True)
+    )
+    many = replace(many, steps=23)
+    blobs = {many.root: many_blob, few.root: few_blob}
+    new = after_commit(MATH, _start(), CommitList(entries=(many, few), admitted=()), blobs.__getitem__)
+    scaled = vectors[0].numpy() * np.float32(111 / 256)
+    total = scaled * np.float32(30) + vectors[1].numpy() * np.float32(10)
+    mean = total * (np.float32(1) / np.float32(40))
+    assert new.outer.buffers[0][:3].numpy().tobytes() == mean.tobytes()
+    assert new.chain.tokens == 40
 
 
 def test_a_list_that_breaks_the_chain_changes_nothing() -> None:
@@ -83,7 +102,7 @@ def test_bad_contributions_name_their_fault(first: int, vectors: list[Tensor], r
 
 def test_the_heaviest_contributions_do_not_overflow() -> None:
     """What `check_contribution` lets through cannot make the state of everybody infinite."""
-    math = RunMath(LAYOUT, RawCodec(), OuterConfig(optimizer="adamw"), error_decay=1.0, lease_windows=1)
+    math = RunMath(LAYOUT, RawCodec(), OuterConfig(optimizer="adamw"), error_decay=1.0, lease_windows=1, round_steps=5)
     worst = [torch.full((unit.numel,), MAX_MAGNITUDE) for unit in LAYOUT.units]
     (one, blob), (two, _) = (_contribution(peer, 0, worst, tokens=2**62 - 1) for peer in PEERS)
     new = after_commit(math, _start_of(math), CommitList(entries=(one, two), admitted=()), lambda root: blob)
@@ -104,7 +123,7 @@ def test_a_header_must_name_its_payloads() -> None:
 @quick
 @given(st.data(), st.sampled_from([RawCodec(), Int8Codec(2)]))
 def test_harmed_contributions_are_refused(data: st.DataObject, codec: RawCodec | Int8Codec) -> None:
-    math = RunMath(LAYOUT, codec, MATH.outer, error_decay=1.0, lease_windows=1)
+    math = RunMath(LAYOUT, codec, MATH.outer, error_decay=1.0, lease_windows=1, round_steps=5)
     blob = pack_contribution(codec, 0, [codec.encode(torch.ones(unit.numel)) for unit in LAYOUT.units])
     raw = data.draw(damaged(blob))
     entry = Entry(PEERS[0], 1, 1, blob_digest(raw), 0, 3, 10, 1)

@@ -14,7 +14,7 @@ from coordinator.clean import clean
 from coordinator.summary import Summary, as_json, summarize
 from coordinator.view import LIVE_HEARSAY_S, LIVE_S, MAX_NOTES, MAX_ROUNDS, Happened, Seen, SwarmView, Trouble, fold
 from swarm.digest import Digest
-from swarm.events import Evaluated, Event, PeerJoined, PeerLeft, RoundCommitted
+from swarm.events import Evaluated, Event, LossJumped, PeerJoined, PeerLeft, RoundCommitted
 from swarm.identity import PeerId
 from swarm.messages import Activity, PeerStatus
 from tests.unit.fake_swarm import RUN, a_digest, a_status
@@ -204,6 +204,13 @@ def test_the_same_news_from_several_peers_is_one_line() -> None:
     assert len(
         view_of(*(Happened(PEERS[0], NOW + n, PeerJoined(PEERS[1], "")) for n in range(0, 99_999, 99))).notes
     ) == (MAX_NOTES)
+
+
+def test_a_jump_of_the_loss_is_news() -> None:
+    jumps = [Happened(source, NOW, LossJumped(7, 7.3564, 3.3701)) for source in PEERS[:2]]
+    assert [(text, tellers) for _, text, tellers in summary_of(*jumps).notes] == [
+        ("held-out loss jumped to 7.356 at version 7, from 3.370 before", 2)
+    ]
 
 
 def test_trouble_is_shown_and_bad_bytes_are_counted() -> None:
