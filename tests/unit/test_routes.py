@@ -1,0 +1,205 @@
+"""Messages between two peers that cannot reach each other, over a third: whole stacks over the network in memory."""
+
+from __future__ import annotations
+
+import asyncio
+from dataclasses import replace
+from pathlib import Path
+from typing import Any
+
+import pytest
+
+from peer.forwarding import Forwarding
+from peer.reach import Reach
+from peer.routes import Routes
+from peer.serve import Server
+from swarm.address import Address
+from swarm.errors import Unreachable
+from swarm.identity import PeerId
+from swarm.messages import (
+    Activity,
+    Contribution,
+    Forward,
+    GetBlob,
+    GetManifest,
+    Goodbye,
+    ManifestBytes,
+    PeerStatus,
+    Refused,
+    open_message,
+    seal_message,
+)
+from swarm.net.forward import MAX_FORWARDS_PER_S
+from swarm.round.presence import Presence
+from tests.unit.message_examples import RUN, example_of
+from tests.unit.small_swarm import Host, SmallSwarm, run_clean
+
+GOODBYE = Goodbye("bye", 1)
+
+
+class Homes:
+    """`one` and `other` reach nobody but `third`, to whom both are connected."""
+
+    def __init__(self, hosts: list[Host]) -> None:
+        self.one, self.other, self.third = hosts
+        self.taken: list[tuple[PeerId, Any]] = []
+        self.other.server.connect(lambda sender, message, raw: self.taken.append((sender, message)), list)
+        presence = Presence(self.one.id, 6.0, 1.0)
+        presence.attest((self.third.id,))
+        self.routes = Routes(self.one.transport, self.one.key, RUN, 0)
+        self.routes.learn_from(presence)
+
+    @classmethod
+    async def raised(cls, folder: Path) -> Homes:
+        swarm = SmallSwarm(folder)
+        hosts = [swarm.host(number) for number in (1, 2, 3)]
+        for home in hosts[:2]:
+            await home.transport.connect(hosts[2].transport.addresses()[0], timeout_s=5)
+        return cls(hosts)
+
+    def sealed(self, message: object) -> bytes:
+        return seal_message(self.one.key, RUN, message)
+
+    async def forward(self, inner: bytes, *, number: int = 1, by: Host | None = None) -> bytes:
+        """What `third` answers to a forward that `one` signed, sent by it or by another."""
+        raw = self.sealed(Forward(self.other.id, number, inner))
+        return await (by or self.one).transport.request(self.third.id, raw, timeout_s=5)
+
+
+def refusal_of(answer: bytes) -> str:
+    _, message = open_message(answer, run=RUN)
+    assert isinstance(message, Refused)
+    return message.reason
+
+
+def test_a_message_and_a_question_go_by_one_hop_and_the_answer_comes_back(tmp_path: Path) -> None:
+    async def main() -> None:
+        homes = await Homes.raised(tmp_path)
+        assert await homes.routes.request(homes.other.id, homes.sealed(GOODBYE), timeout_s=5) == b""
+        assert homes.taken == [(homes.one.id, GOODBYE)], "in the name of its author"
+        asker = replace(homes.one.asker, transport=homes.routes)
+        assert await asker.ask(homes.other.id, GetManifest(), timeout_s=5) == ManifestBytes(b"manifest")
+
+    run_clean(main())
+
+
+def test_without_a_third_that_is_connected_nobody_is_reached(tmp_path: Path) -> None:
+    async def main() -> None:
+        homes = await Homes.raised(tmp_path)
+        await homes.other.transport.close()
+        with pytest.raises(Unreachable, match="is not connected here"):
+            await homes.routes.request(homes.other.id, homes.sealed(GOODBYE), timeout_s=5)
+
+    run_clean(main())
+
+
+def test_a_third_passes_on_what_comes_from_its_author_alone_and_within_the_rate(tmp_path: Path) -> None:
+    async def main() -> None:
+        homes = await Homes.raised(tmp_path)
+        with pytest.raises(Unreachable):  # closed unanswered
+            await homes.forward(homes.sealed(GOODBYE), by=homes.other)
+        answers = [await homes.forward(homes.sealed(GOODBYE), number=n) for n in range(1, MAX_FORWARDS_PER_S + 3)]
+        assert b"" in answers and refusal_of(answers[-1]).startswith("busy")
+
+    run_clean(main())
+
+
+def test_a_receiver_takes_each_number_once_and_only_what_its_author_signed(tmp_path: Path) -> None:
+    async def main() -> None:
+        homes = await Homes.raised(tmp_path)
+        raw = homes.sealed(Forward(homes.other.id, 1, homes.sealed(GOODBYE)))
+        assert await homes.third.transport.request(homes.other.id, raw, timeout_s=5) == b""
+        of_third = seal_message(homes.third.key, RUN, GOODBYE)
+        in_a_forward = homes.sealed(Forward(homes.other.id, 9, homes.sealed(GOODBYE)))
+        blob = homes.sealed(GetBlob(example_of(Contribution).root))
+        wrong = [
+            raw,
+            *(
+                homes.sealed(Forward(homes.other.id, 2 + n, inner))
+                for n, inner in enumerate((of_third, in_a_forward, blob))
+            ),
+        ]
+        for one in wrong:
+            with pytest.raises(Unreachable):
+                await homes.third.transport.request(homes.other.id, one, timeout_s=5)
+        assert homes.taken == [(homes.one.id, GOODBYE)]
+
+    run_clean(main())
+
+
+def test_whoever_is_connected_is_asked_straight(tmp_path: Path) -> None:
+    async def main() -> None:
+        swarm = SmallSwarm(tmp_path)
+        one, other = await swarm.hosts(2)
+        routes = Routes(one.transport, one.key, RUN, 0)
+        presence = Presence(one.id, 6.0, 1.0)
+        presence.attest((swarm.host(3).id,))
+        routes.learn_from(presence)
+        asked: list[PeerId] = []
+
+        async def handle(remote: PeerId, payload: bytes) -> bytes:
+            asked.append(remote)
+            return b""
+
+        other.transport.serve(handle)
+        await routes.request(other.id, b"x", timeout_s=5)
+        assert asked == [one.id]
+
+    run_clean(main())
+
+
+def test_a_server_without_forwarding_passes_nothing_on(tmp_path: Path) -> None:
+    async def main() -> None:
+        homes = await Homes.raised(tmp_path)
+        third = homes.third
+        third.transport.serve(Server(third.key, RUN, b"", third.store).handle)
+        with pytest.raises(Unreachable):
+            await homes.forward(homes.sealed(GOODBYE))
+        third.transport.serve(
+            Server(third.key, RUN, b"", third.store, forwarding=Forwarding(third.transport, RUN)).handle
+        )
+        assert await homes.forward(homes.sealed(GOODBYE), number=2) == b""
+
+    run_clean(main())
+
+
+class Dials:
+    """Stands for the participant, and answers dials of some."""
+
+    def __init__(self, host: Host, others: list[Host]) -> None:
+        self.me, self.members = self, tuple(one.id for one in others)
+        self.peer = host.id
+        self.presence = Presence(host.id, 6.0, 1.0)
+        self.answering = set(self.members)
+        self.tried: list[PeerId] = []
+        for beat, other in enumerate(others, 1):
+            status = replace(
+                example_of(PeerStatus),
+                peer=other.id,
+                beat=beat,
+                activity=Activity.TRAINING,
+                addresses=other.transport.addresses(),
+            )
+            self.presence.hear(status, b"", 0.0)
+
+    async def __call__(self, address: Address, *, timeout_s: float) -> bool:
+        self.tried.append(address.peer)
+        return address.peer in self.answering
+
+
+def test_reach_names_who_answered_a_dial_and_connects_to_them(tmp_path: Path) -> None:
+    async def main() -> None:
+        swarm = SmallSwarm(tmp_path)
+        me, *others = [swarm.host(number) for number in range(1, 5)]
+        dials = Dials(me, others)
+        dials.answering.discard(others[0].id)
+        reach = Reach(dials, me.transport, {}, dials)  # type: ignore[arg-type]
+        running = asyncio.create_task(reach.run())
+        while len(await me.transport.connected()) < 2:  # noqa: ASYNC110  what is waited for has no event of its own
+            await asyncio.sleep(0.01)
+        assert set(reach.dialled) == {one.id for one in others[1:]} == set(await me.transport.connected())
+        assert sorted(dials.tried) == sorted(one.id for one in others), "who does not answer is left alone for a while"
+        running.cancel()
+        await asyncio.wait([running])
+
+    run_clean(main())
