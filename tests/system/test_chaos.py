@@ -28,7 +28,9 @@ from tests.system.chaos.rounds import (
 from tests.system.launcher import Launcher
 
 ROUND_S = TRAIN_DEADLINE_S + EXCHANGE_DEADLINE_S
-LISTENER = "import socket; s = socket.create_server(('0.0.0.0', 4001)); print('up', flush=True); s.accept()"
+LISTENER = (
+    "import socket; s = socket.create_server(('0.0.0.0', 4001)); print('up', flush=True); all(iter(s.accept, None))"
+)
 CALLER = "import socket, sys; socket.create_connection((sys.argv[1], 4001), timeout=1.0)"
 
 
@@ -87,6 +89,8 @@ def test_homes_are_called_by_nobody_and_call_everybody(capsys: pytest.CaptureFix
             for address in lab.addresses_of_home("C"):
                 assert not calls("A", address)
                 assert not calls("D", address)
+            lab.cut("B")
+            assert not calls("A", lab.address("B"))
         finally:
             for listener in listeners:
                 listener.kill()

@@ -124,9 +124,6 @@ class NatArena:
 
     # ---------------------------------------------------------------- going
 
-    def kill(self, host: str) -> None:
-        self.swarm.peer(host).kill()
-
     def say_goodbye(self, host: str) -> None:
         """Ctrl+C; the peer must end well."""
         peer = self.swarm.peer(host)

@@ -5,6 +5,7 @@ Hosts are letters: A and B are public, C, D and E homes behind NAT. M is public 
 
 from __future__ import annotations
 
+from collections.abc import Sequence
 from dataclasses import dataclass, replace
 from typing import Final
 
@@ -12,6 +13,7 @@ from tests.system.chaos.nat_lab import HOMES
 
 KILL: Final = "kill"  # SIGKILL
 GOODBYE: Final = "goodbye"  # SIGINT, as Ctrl+C
+CUT: Final = "cut"  # its line goes dead: no connection to it ends, nothing is refused
 
 
 @dataclass(frozen=True, slots=True)
@@ -46,8 +48,10 @@ class NatCell:
 SLOW_MBIT: Final = 5
 
 
-def _leaving(name: str, order: str, leaves: str, joins: str = "") -> list[NatCell]:
-    return [NatCell(f"nat/{name}/{how}", order, leaves, how, joins) for how in (KILL, GOODBYE)]
+def _leaving(
+    name: str, order: str, leaves: str, joins: str = "", hows: Sequence[str] = (KILL, GOODBYE)
+) -> list[NatCell]:
+    return [NatCell(f"nat/{name}/{how}", order, leaves, how, joins) for how in hows]
 
 
 def _with_relay(*cells: NatCell) -> list[NatCell]:
@@ -60,7 +64,7 @@ _ALL: Final = (
     NatCell("nat/invite/public-lowest", "ACD", joins="D"),
     NatCell("nat/invite/newcomer-lowest", "DAC", joins="D"),
     NatCell("nat/slow-uplink", "ACD", slow="C"),
-    *_leaving("public-leader", "ABCD", "A"),
+    *_leaving("public-leader", "ABCD", "A", hows=(KILL, GOODBYE, CUT)),
     *_leaving("public-member", "BACD", "A"),
     *_leaving("natted-lowest", "CABD", "C"),
     *_leaving("natted-member", "ACD", "C"),
@@ -70,7 +74,7 @@ _ALL: Final = (
     *_with_relay(
         NatCell("nat/genesis", "CD"),
         NatCell("nat/invite", "CED", joins="D"),
-        *_leaving("only-public", "ACD", "A"),
+        *_leaving("only-public", "ACD", "A", hows=(KILL, GOODBYE, CUT)),
         *_leaving("natted-leader", "CDE", "C"),
         *_leaving("natted-leads-three", "ACDE", "A"),
     ),

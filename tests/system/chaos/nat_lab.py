@@ -69,6 +69,10 @@ class Lab:
         """All that the host sends goes at that rate from now on."""
         self._run(self._pids[host], f"tc qdisc add dev eth0 root tbf rate {mbit}mbit {' '.join(_MAX_QUEUE)}")
 
+    def cut(self, host: str) -> None:
+        """Nothing passes between a public host and the others any more, and nobody is told."""
+        self._run(self._wan, f"ip link set to-{host} nomaster")
+
     def strangers(self) -> list[int]:
         """Processes that live in there besides the lab's own."""
         return self._namespaces.strangers()

@@ -13,7 +13,7 @@ from typing import Final
 
 from swarm.round.participant import ISOLATION_DEADLINES, MIN_ISOLATION_S
 from tests.system.chaos.nat_arena import TOGETHER_S, NatArena
-from tests.system.chaos.nat_cells import KILL, SLOW_MBIT, NatCell
+from tests.system.chaos.nat_cells import SLOW_MBIT, NatCell
 from tests.system.chaos.nat_run import EXCHANGE_DEADLINE_S, LEADER_TIMEOUT_S, TRAIN_DEADLINE_S
 from tests.system.chaos.nat_story import Share, Wait, commits_since, disagreements, share, waits
 from tests.system.chaos.rounds import SLACK_S
@@ -110,10 +110,13 @@ class _Trial:
             self.seen.bound_s = ISOLATION_S + len(cell.order) * LEADER_TIMEOUT_S + ROUND_S
         self.seen.led_before = self._leader(cell.leaves)
         since_s = time.time()
-        if cell.how == KILL:
-            self._arena.kill(cell.leaves)
-        else:
-            self._arena.say_goodbye(cell.leaves)
+        match cell.how:
+            case "kill":
+                self._arena.swarm.peer(cell.leaves).kill()
+            case "goodbye":
+                self._arena.say_goodbye(cell.leaves)
+            case "cut":
+                self._arena.lab.cut(cell.leaves)
         return since_s
 
     def _follow(self, since_s: float) -> None:
