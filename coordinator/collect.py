@@ -250,21 +250,21 @@ class Collector:
 
     async def _ask_status(self, target: _Target) -> None:
         peers: Peers = await self._ask(target, GetPeers(0), Peers)
-        self._total = max(peers.total, len(peers.statuses))
-        if not peers.statuses:
+        self._total = max(peers.total, len(peers.known))
+        if not peers.known:
             raise MalformedBytes(f"{target.peer} did not tell its own status")
-        own = self._verified(peers.statuses[0])
+        own = self._verified(peers.known[0].sealed)
         if own.peer != target.peer:
             raise MalformedBytes(f"{target.peer} told the status of {own.peer} as its own")
         if own.incarnation != target.incarnation:
             target.incarnation, target.since = own.incarnation, 0  # it counts its events anew; the archive knows them
-        self._take(own, peers.statuses[0], direct=True)
+        self._take(own, peers.known[0].sealed, direct=True)
         if not self.reached.is_set():
             self.reached.set()
         if target.addresses:
             self._archive_reached(target)
-        for sealed in peers.statuses[1:]:
-            self._take(self._verified(sealed), sealed, direct=False)
+        for known in peers.known[1:]:
+            self._take(self._verified(known.sealed), known.sealed, direct=False, age_s=known.age_s)
 
     def _archive_reached(self, target: _Target) -> None:
         """The address book learns of an address that works, once in a while."""
@@ -283,15 +283,15 @@ class Collector:
             self._checked.popitem(last=False)
         return status
 
-    def _take(self, status: PeerStatus, sealed: bytes, *, direct: bool) -> None:
-        """Tells of a status unless a newer one is known; keeps it, and its author's addresses."""
+    def _take(self, status: PeerStatus, sealed: bytes, *, direct: bool, age_s: float = 0.0) -> None:
+        """Tells of a status that was said `age_s` ago, unless a newer one is known; keeps it, and its author's addresses."""
         if status.peer == self._transport.peer_id:
             return
         known_beat = self._beats.get(status.peer, -1)
         if status.beat < known_beat or (status.beat == known_beat and not direct):
             return
         now_s = self._wall_s()
-        self._on_item(Seen(status, now_s, direct))
+        self._on_item(Seen(status, now_s - age_s, direct))
         if status.beat == known_beat:
             return
         self._beats[status.peer] = status.beat
@@ -326,8 +326,8 @@ class Collector:
                 try:
                     async with self._healthy:
                         peers: Peers = await self._ask(target, GetPeers(offset), Peers)
-                    for sealed in peers.statuses:
-                        self._take(self._verified(sealed), sealed, direct=False)
+                    for known in peers.known:
+                        self._take(self._verified(known.sealed), known.sealed, direct=False, age_s=known.age_s)
                 except (NetworkError, Refusal):
                     continue  # its own task finds out why
                 except RemoteError as error:

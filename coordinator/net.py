@@ -77,6 +77,9 @@ class Libp2pTransport:
         """From now on answers requests with `handler`."""
         self.handler = handler
 
+    async def connected(self) -> frozenset[PeerId]:
+        return frozenset(self._connections)
+
     async def connect(self, address: str, *, timeout_s: float) -> PeerId:
         """Dials unless a connection to that peer is alive; see Transport."""
         parsed = parse_address(address)

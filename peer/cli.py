@@ -170,6 +170,31 @@ def demo(
     raise typer.Exit(run_demo(out, seconds=seconds or (55 if short else 120)))
 
 
+@app.command("relay")
+def relay(
+    manifest: Annotated[Path, typer.Option("--manifest", metavar="FILE", help="The run, made by `barnraise new`.")],
+    listen: Annotated[str, typer.Option("--listen", metavar="MULTIADDR", help="Where to listen.")] = (
+        "/ip4/0.0.0.0/tcp/4001"
+    ),
+    announce: Annotated[
+        list[str] | None, typer.Option("--announce", metavar="MULTIADDR", help="The address others reach it at.")
+    ] = None,
+    home: Annotated[Path | None, typer.Option("--home", metavar="DIR", help="Its identity and blobs.")] = None,
+    max_disk_gb: Annotated[float, typer.Option("--max-disk-gb", min=0.01, help="Room for blobs.")] = 2.0,
+) -> None:
+    """Let peers behind NAT meet: a small public server that forwards for them and holds their contributions.
+
+    It trains nothing and keeps no state; any number of relays may serve a run, and any may go.
+
+    Example:
+
+      barnraise relay --manifest run.manifest
+    """
+    from peer.main import run_relay_command
+
+    _end(run_relay_command(manifest, home, listen, tuple(announce or ()), int(max_disk_gb * 1e9)))
+
+
 def _end(code: int) -> None:
     """Ends the process now. All is saved and closed; taking the interpreter apart with torch in it takes seconds more."""
     # In a thread: a terminal that is paused would take the last words only when it is let go.

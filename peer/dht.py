@@ -192,17 +192,19 @@ class Noticeboard:
         return self._node
 
 
-def _items(found: dict[str, Any], keys: dict[str, int]) -> list[tuple[int, object, object]]:
-    """(prefix, sub-key, value) of everything read; a key that holds no dictionary gives one item that nobody accepts."""
-    items: list[tuple[int, object, object]] = []
+def _items(found: dict[str, Any], keys: dict[str, int]) -> list[tuple[int, object, object, float]]:
+    """(prefix, sub-key, value, age) of everything read; a key that holds no dictionary gives one item that nobody accepts."""
+    items: list[tuple[int, object, object, float]] = []
+    put_before_s = time.time() + RECORD_LIFETIME_S  # what was put there now expires then
     for key, prefix in keys.items():
         answer = found.get(key)
         if answer is None:
             continue
         if not isinstance(answer.value, dict):
-            items.append((prefix, None, None))
+            items.append((prefix, None, None, 0.0))
             continue
-        items.extend((prefix, subkey, entry.value) for subkey, entry in answer.value.items())
+        for subkey, entry in answer.value.items():
+            items.append((prefix, subkey, entry.value, max(0.0, put_before_s - entry.expiration_time)))
     return items
 
 

@@ -13,13 +13,14 @@ from collections.abc import Callable, Sequence
 from typing import Any, Final
 
 from peer.address_book import AddressBook
+from peer.clock import awake_or_asleep_s
 from peer.fetch import Asker
 from peer.network import Network
 from swarm.dht.records import prefixes_to_read
 from swarm.errors import NetworkError, RemoteError, StateError
 from swarm.events import Event, PeerMisbehaved
 from swarm.identity import PeerId
-from swarm.messages import GetPeers, Peers, PeerStatus, open_as
+from swarm.messages import GetPeers, KnownStatus, Peers, PeerStatus, open_as
 from swarm.round.participant import Participant
 
 log = logging.getLogger(__name__)
@@ -27,13 +28,11 @@ log = logging.getLogger(__name__)
 DISCOVERY_EVERY_S: Final = 15.0
 FIRST_DISCOVERY_S: Final = 1.0
 ASK_TIMEOUT_S: Final = 5.0
-REDIAL_EVERY_S: Final = 5.0  # of one peer that the daemon does not find by itself
 _ASKED_AT_ONCE: Final = 8
 MAX_PAGES_ASKED: Final = 16  # of one peer: 1,024 statuses
 _DIALLED_AT_ONCE: Final = 16
-_MAX_REDIALLED: Final = 1024
 
-Received = Callable[[PeerId, Any, bytes], None]
+Received = Callable[[PeerId, Any, bytes, float], None]
 
 
 class Discovery:
@@ -52,7 +51,6 @@ class Discovery:
         self._asker = asker
         self._book = book
         self._received, self._tell, self._happened = doors
-        self._redialled: dict[PeerId, float] = {}
         self._chance = random.Random()  # where to look first: peers spread over the keys by themselves
 
     async def run(self) -> None:
@@ -61,25 +59,11 @@ class Discovery:
         await self._meet(tuple(self._network.transport.known))
         while True:
             await self._look_at_board()
-            if not self._participant.presence.fresh(asyncio.get_running_loop().time()):
+            if not self._participant.presence.fresh(awake_or_asleep_s()):
                 await self._find_anybody()
             await self._note_addresses()
             await asyncio.sleep(wait_s)
             wait_s = min(DISCOVERY_EVERY_S, 2 * wait_s)
-
-    async def redial(self, peer: PeerId) -> bool:
-        """Dials the addresses of a peer's status, at most every REDIAL_EVERY_S; returns whether one answered."""
-        heard, now_s = self._participant.presence.roll.get(peer), asyncio.get_running_loop().time()
-        if heard is None or now_s < self._redialled.get(peer, -REDIAL_EVERY_S) + REDIAL_EVERY_S:
-            return False
-        self._redialled.pop(peer, None)
-        self._redialled[peer] = now_s
-        while len(self._redialled) > _MAX_REDIALLED:
-            del self._redialled[next(iter(self._redialled))]
-        for address in heard.status.addresses:
-            with contextlib.suppress(NetworkError, RemoteError):
-                return await self._network.transport.connect(address, timeout_s=ASK_TIMEOUT_S) == peer
-        return False
 
     async def _look_at_board(self) -> None:
         """Our status onto the noticeboard, the others' from it."""
@@ -90,7 +74,7 @@ class Discovery:
             first, others = prefixes_to_read(self._chance)
             for prefixes in ((first,), others):
                 for record in await self._network.board.read(prefixes):
-                    self._received(record.status.peer, record.status, record.sealed)
+                    self._received(record.status.peer, record.status, record.sealed, record.age_s)
                 if not self._participant.looks_for_peers():
                     break
         except (NetworkError, OSError) as error:
@@ -113,7 +97,7 @@ class Discovery:
 
         await asyncio.gather(*(ask(peer) for peer in peers))
         own = self._participant.status()
-        for one in self._participant.acquaintances():
+        for one in dict.fromkeys((*self._participant.acquaintances(), *peers)):
             self._tell(one, own)
 
     async def _ask(self, peer: PeerId) -> None:
@@ -127,24 +111,24 @@ class Discovery:
                 return
             if not isinstance(answer, Peers):
                 return
-            await self._take_page(peer, answer.statuses)
-            offset += len(answer.statuses)
-            if not answer.statuses or offset >= answer.total or not self._participant.looks_for_peers():
+            await self._take_page(peer, answer.known)
+            offset += len(answer.known)
+            if not answer.known or offset >= answer.total or not self._participant.looks_for_peers():
                 return
 
-    async def _take_page(self, peer: PeerId, statuses: Sequence[bytes]) -> None:
-        for sealed, status in zip(statuses, await asyncio.to_thread(self._open_all, statuses), strict=True):
+    async def _take_page(self, peer: PeerId, page: Sequence[KnownStatus]) -> None:
+        for known, status in zip(page, await asyncio.to_thread(self._open_all, page), strict=True):
             if isinstance(status, PeerStatus):
-                self._received(status.peer, status, sealed)
+                self._received(status.peer, status, known.sealed, known.age_s)
             else:
                 self._happened(PeerMisbehaved(peer, f"passed on a status: {status}"[:400]))
 
-    def _open_all(self, statuses: Sequence[bytes]) -> list[PeerStatus | RemoteError]:
+    def _open_all(self, page: Sequence[KnownStatus]) -> list[PeerStatus | RemoteError]:
         """In a thread: a page of statuses has 64 signatures to be checked."""
         opened: list[PeerStatus | RemoteError] = []
-        for sealed in statuses:
+        for known in page:
             try:
-                opened.append(open_as(PeerStatus, sealed, run=self._asker.run))
+                opened.append(open_as(PeerStatus, known.sealed, run=self._asker.run))
             except RemoteError as error:
                 opened.append(error)
         return opened

@@ -133,6 +133,27 @@ def make_run(
         screen.close()
 
 
+def run_relay_command(path: Path, home: Path | None, listen: str, announce: tuple[str, ...], max_bytes: int) -> int:
+    """Runs a relay until it is told to stop; returns the exit code."""
+    screen = Screen(quiet=False, json_events=None)
+    try:
+        manifest = read_run_file(path)
+        if not isinstance(manifest, Manifest):
+            raise ConfigError(f"{path} is no manifest; make one with: barnraise new {path}")
+        from peer.relay import run_relay
+
+        run_relay(manifest, screen, home=home, listen=listen, announce=announce, max_bytes=max_bytes)
+        return 0
+    except LocalError:
+        raise
+    except (BarnraiseError, OSError) as error:
+        screen.close()
+        error_line(error)
+        return EXIT_FAILED
+    finally:
+        screen.close()
+
+
 def _set_up_logs(screen: Screen) -> None:
     """Warnings of all, and more of ours if asked, on standard error; through the printer, as they come from the loop too."""
     level = os.environ.get(LOG_ENV, "WARNING").upper()

@@ -16,6 +16,7 @@ from __future__ import annotations
 import asyncio
 import ipaddress
 import logging
+import math
 from collections import Counter, OrderedDict
 from collections.abc import Awaitable, Callable, Iterator
 from contextlib import contextmanager, suppress
@@ -39,6 +40,8 @@ MAX_OPEN_STREAMS: Final = 512  # waiting for a slot or served; more are closed u
 MAX_STREAMS_PER_REMOTE: Final = 128
 MAX_SLOTS_PER_REMOTE: Final = MAX_OPEN_REQUESTS // 4  # four greedy peers are needed to keep everybody else waiting
 MAX_KNOWN: Final = 1024  # addresses to dial again after the daemon was restarted
+CONNECTED_FOR_S: Final = 0.5  # between two questions to the daemon who is connected
+OPEN_TIMEOUT_S: Final = 4.0  # for a stream, a dial included; the answer has what is left
 INCOMING_SOCKET: Final = "in.sock"
 _DOWN: Final = "the network daemon is down"
 
@@ -85,6 +88,8 @@ class HivemindTransport:
         now_s = asyncio.get_running_loop().time()
         self._up, self._down = Meter(now_s), Meter(now_s)
         self._addresses: tuple[str, ...] = ()
+        self._connected: frozenset[PeerId] = frozenset()
+        self._connected_at_s = -math.inf
         self._handler: Handler | None = None
         self._control: Control | None = None  # None: no daemon, for now or for ever
         self._why_down = _DOWN
@@ -173,6 +178,16 @@ class HivemindTransport:
                     for peer in await control.peers():
                         await control.disconnect(peer)
 
+    async def connected(self) -> frozenset[PeerId]:
+        now_s = asyncio.get_running_loop().time()
+        if now_s - self._connected_at_s > CONNECTED_FOR_S:
+            try:
+                self._connected = frozenset(await self._live().peers())
+            except (OSError, EOFError, DaemonRefused, ValueError, Unreachable):
+                self._connected = frozenset()
+            self._connected_at_s = now_s
+        return self._connected
+
     async def connect(self, address: str, *, timeout_s: float) -> PeerId:
         parsed = parse_address(address)
         control = self._live()
@@ -194,7 +209,8 @@ class HivemindTransport:
         control = self._live()
         try:
             async with asyncio.timeout(timeout_s):
-                reader, writer = await control.open_stream(to, PROTOCOL_ID)
+                async with asyncio.timeout(min(timeout_s, OPEN_TIMEOUT_S)):
+                    reader, writer = await control.open_stream(to, PROTOCOL_ID)
                 try:
                     writer.write(framed)
                     await writer.drain()

@@ -20,17 +20,17 @@ from peer import fault_point
 from peer import handoff as work
 from peer.catch_up import Catcher
 from peer.checkpoints import serve
+from peer.clock import awake_or_asleep_s
 from peer.discovery import Discovery
-from peer.fetch import Fetcher
 from peer.node_parts import NodeParts
 from peer.serve import ROUND_PINS
 from swarm import events
 from swarm.chain import ChainState, Merge
 from swarm.digest import Digest
-from swarm.errors import MalformedBytes, NetworkError, RemoteError, StateError, Unreachable
+from swarm.errors import MalformedBytes, NetworkError, RemoteError, StateError
 from swarm.events import Event
 from swarm.identity import PeerId
-from swarm.messages import Contribution, Goodbye, StateRecord, record_digest
+from swarm.messages import Contribution, Goodbye, KnownStatus, StateRecord, record_digest
 from swarm.round.catch_up import CatchUpRequest
 from swarm.round.facts import (
     BlobFailed,
@@ -49,6 +49,7 @@ from swarm.round.facts import (
     MoveTo,
     Received,
     RequestCut,
+    Resumed,
     Send,
     Tick,
     Unreached,
@@ -59,6 +60,7 @@ from swarm.round.participant import Participant
 log = logging.getLogger(__name__)
 
 TICK_S: Final = 0.1
+MAX_GAP_S: Final = 2.0  # between two facts: more means that this process did not run, however busy the machine is
 SEND_TIMEOUT_S: Final = 5.0  # a control message is small: whoever takes longer counts as not reached
 MAX_SENDS_PER_PEER: Final = 32  # under way to one peer; more would only queue behind a frozen one
 GOODBYE_TIMEOUT_S: Final = 1.0
@@ -73,7 +75,7 @@ class Node:
     def __init__(self, parts: NodeParts, chains: tuple[ChainState, ...]) -> None:
         self._parts = parts
         self._participant = parts.participant
-        self._fetcher = Fetcher(parts.asker, parts.store)
+        self._fetcher = parts.fetcher
         self._catcher = Catcher(parts.asker, self._fetcher, parts.open_sealed, parts.lease)
         self._beside: ChainState | None = None  # of the state that our branch waits to be merged into
         self._chains = chains  # that the trainer can go back to, newest first
@@ -89,6 +91,9 @@ class Node:
         self._effects: set[asyncio.Task[None]] = set()
         self._tasks: asyncio.TaskGroup
         own_doors = (self._received, lambda peer, status: self._perform(Send(peer, status)), self._happened)
+        parts.routes.learn_from(parts.participant.presence)
+        self._reach = parts.reach
+        self._posted_s = awake_or_asleep_s()
         self._discovery = Discovery(parts.participant, parts.network, parts.asker, parts.book, own_doors)
         self._left = asyncio.Event()
         self._saved_view = parts.participant.view
@@ -111,6 +116,7 @@ class Node:
             own = [
                 self._tasks.create_task(self._ticker(), name="ticker"),
                 self._tasks.create_task(self._discovery.run(), name="discovery"),
+                self._tasks.create_task(self._reach.run(), name="reach"),
                 self._tasks.create_task(self._hear_trainer(), name="reports"),
             ]
             await self._left.wait()
@@ -132,15 +138,15 @@ class Node:
     def others_behind(self) -> tuple[str, ...]:
         """Names of members heard lately that have not reached our version yet."""
         own = self._participant.chain.version
-        fresh = self._participant.presence.fresh(asyncio.get_running_loop().time())
+        fresh = self._participant.presence.fresh(awake_or_asleep_s())
         return tuple(heard.status.name for heard in fresh if heard.status.version < own)
 
     async def _say_goodbye(self) -> None:
         heard = self._participant.farewells()
-        sealed = self._seal(Goodbye("left on purpose"))
+        sealed = self._seal(Goodbye("left on purpose", self._participant.me.incarnation))
         with contextlib.suppress(TimeoutError):
             async with asyncio.timeout(GOODBYE_TIMEOUT_S):
-                request = self._parts.network.transport.request
+                request = self._parts.routes.request
                 sends = (request(peer, sealed, timeout_s=GOODBYE_TIMEOUT_S) for peer in heard)
                 await asyncio.gather(*sends, return_exceptions=True)
 
@@ -164,7 +170,12 @@ class Node:
         """One step of the machine, and its effects. Whoever has left takes nothing in any more."""
         if self._left.is_set():
             return
-        effects = self._participant.step(fact, asyncio.get_running_loop().time())
+        now_s = awake_or_asleep_s()
+        gap_s, self._posted_s = now_s - self._posted_s, now_s
+        if gap_s > MAX_GAP_S:  # ticks are much closer: this process was stopped, or the machine slept
+            log.warning("this process did not run for %.1f s", gap_s)
+            self.post(Resumed(gap_s))
+        effects = self._participant.step(fact, now_s)
         fault_point.stands(self._participant)
         for effect in effects:
             self._perform(effect)
@@ -176,8 +187,8 @@ class Node:
             if self._opened:
                 self._parts.handoff.give(work.OpenRound(self._opened))
 
-    def _received(self, sender: PeerId, message: Any, sealed: bytes) -> None:
-        self.post(Received(sender, message, sealed))
+    def _received(self, sender: PeerId, message: Any, sealed: bytes, age_s: float | None = None) -> None:
+        self.post(Received(sender, message, sealed, age_s))
 
     def _reported(self, report: work.Report) -> None:
         """A report of the trainer, in the loop's thread."""
@@ -255,6 +266,7 @@ class Node:
                     heldout_version=progress.heldout_version,
                     checkpoint_version=self._checkpoint_version,
                     addresses=network.addresses[:8],
+                    dialled=self._reach.dialled,
                     time=replace(
                         progress.time,
                         upload_s=max(0.0, network.up_s - self._moved_at_s[0]),
@@ -296,14 +308,8 @@ class Node:
         return self._sealed[1]
 
     async def _send(self, to: PeerId, sealed: bytes) -> None:
-        request = self._parts.network.transport.request
         try:
-            try:
-                await request(to, sealed, timeout_s=SEND_TIMEOUT_S)
-            except Unreachable:
-                if not await self._discovery.redial(to):
-                    raise
-                await request(to, sealed, timeout_s=SEND_TIMEOUT_S)
+            await self._parts.routes.request(to, sealed, timeout_s=SEND_TIMEOUT_S)
         except (NetworkError, RemoteError) as error:
             log.debug("%s was not reached: %s", to, error)
             self.post(Unreached(to))
@@ -317,7 +323,7 @@ class Node:
         self._pin(root)
         try:
             self._check_length(contribution)
-            await self._fetcher.fetch(root, holders, contribution.num_bytes)
+            await self._fetcher.fetch(root, await self._reachable(contribution, holders), contribution.num_bytes)
             async with self._checks:
                 await asyncio.to_thread(self._check, contribution)
         except RemoteError as error:
@@ -335,6 +341,14 @@ class Node:
             self._pin(root)  # for as long as the machine says that it is here
             self.post(BlobStored(root))
 
+    async def _reachable(self, contribution: Contribution | Merge, holders: tuple[PeerId, ...]) -> list[PeerId]:
+        """Those of the holders to whom a connection is open or may be opened, and who may have fetched it from an author to
+        whom none can: a dial in vain takes seconds."""
+        presence, connected = self._participant.presence, await self._parts.network.transport.connected()
+        carriers = presence.carriers(contribution.author) if isinstance(contribution, Contribution) else ()
+        known = list(dict.fromkeys((*holders, *carriers)))
+        return [one for one in known if one in connected or presence.roll.is_attested(one)] or known
+
     def _check_length(self, contribution: Contribution | Merge) -> None:
         """Raises RemoteError for one that is longer than any of this run can be: it would only fill the disk."""
         if contribution.root in self._undecodable:
@@ -350,7 +364,7 @@ class Node:
 
     async def _catch_up(self, wish: CatchUp) -> None:
         log.info("catching up: %s", wish.reason)
-        others = [heard.status.peer for heard in self._participant.presence.fresh(asyncio.get_running_loop().time())]
+        others = [heard.status.peer for heard in self._participant.presence.fresh(awake_or_asleep_s())]
         request = CatchUpRequest(
             peers=tuple(dict.fromkeys([*wish.peers, *others])),
             chains=self._chains,
@@ -397,9 +411,10 @@ class Node:
             num_bytes=contribution.num_bytes,
         )
 
-    def _known_statuses(self) -> list[bytes]:
-        own = self._seal(self._participant.status())
-        return [own, *(heard.sealed for heard in self._participant.presence.roll.all() if not heard.left)]
+    def _known_statuses(self) -> list[KnownStatus]:
+        own, now_s = self._seal(self._participant.status()), awake_or_asleep_s()
+        others = (heard for heard in self._participant.presence.roll.all() if not heard.left)
+        return [KnownStatus(own, 0.0), *(KnownStatus(heard.sealed, max(0.0, now_s - heard.at_s)) for heard in others)]
 
 
 def _loss(loss: float | None) -> float | None:

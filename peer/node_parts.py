@@ -7,9 +7,11 @@ from dataclasses import dataclass
 
 from peer.address_book import AddressBook
 from peer.blob_store import BlobStore
-from peer.fetch import Asker
+from peer.fetch import Asker, Fetcher
 from peer.handoff import Handoff
 from peer.network import Network
+from peer.reach import Reach
+from peer.routes import Routes
 from peer.serve import Server
 from swarm.chain import Merge
 from swarm.events import Event
@@ -30,7 +32,10 @@ class NodeParts:
     network: Network
     server: Server
     store: BlobStore
-    asker: Asker
+    asker: Asker  # over `routes`
+    routes: Routes
+    reach: Reach
+    fetcher: Fetcher  # over connections alone
     handoff: Handoff
     book: AddressBook
     check_blob: CheckBlob

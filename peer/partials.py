@@ -57,6 +57,11 @@ class Partials:
         if not keep:
             self.path(root).unlink(missing_ok=True)
 
+    def is_open(self, root: Digest) -> bool:
+        """Whether it is being fetched now."""
+        with self._lock:
+            return root in self._open
+
     def sweep(self, wanted: Container[Digest] | None = None) -> None:
         """Removes those that are too old or too many, or, with `wanted`, that are not in it. Raises StateError."""
         with disk_errors(self._folder):

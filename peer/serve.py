@@ -14,11 +14,13 @@ from typing import Any, Final
 
 from peer import fault_point
 from peer.blob_store import BlobStore
+from peer.forwarding import Forwarding
 from peer.handoff import Kept
 from peer.pacing import Pacer
 from peer.sealing import open_aside, seal_aside
 from peer.served_states import ServedStates
 from swarm import wire
+from swarm.blobs import BUSY
 from swarm.digest import Digest, chunk_length, num_chunks
 from swarm.errors import BadSignature, MalformedBytes, Refusal
 from swarm.events import Event, event_bytes
@@ -28,11 +30,13 @@ from swarm.messages import (
     MAX_LOG_COMMITS,
     MAX_PEERS_PAGE,
     MAX_SEALED_BYTES,
+    BlobInfo,
     Chunk,
     Commit,
     Contribution,
     CutHint,
     Events,
+    Forward,
     GetBlob,
     GetCheckpoint,
     GetChunk,
@@ -44,6 +48,7 @@ from swarm.messages import (
     Goodbye,
     HeadBarred,
     Holding,
+    KnownStatus,
     LeaderBrief,
     Log,
     ManifestBytes,
@@ -58,6 +63,8 @@ from swarm.messages import (
 from swarm.schema import to_value
 from swarm.wire import MAX_FRAME_BYTES
 
+WAITED_FOR_S: Final = 2.0  # for a blob that is being fetched; less than an asker waits for its answer
+LOOK_S: Final = 0.1
 KEPT_EVENTS: Final = 2048
 ROUND_PINS: Final = "network"  # the owner under whom the blobs are pinned that the round may be about
 _PAGE_BYTES: Final = 512 << 10  # of commits, statuses or events in one answer: half a frame, room for what is around
@@ -77,7 +84,7 @@ _ONE_WAY: Final = (
 )  # what may come unasked; an answer that nobody asked for costs its sender the stream
 
 OneWay = Callable[[PeerId, Any, bytes], None]
-Statuses = Callable[[], list[bytes]]
+Statuses = Callable[[], list[KnownStatus]]
 
 
 class EventLog:
@@ -112,9 +119,15 @@ class Server:
     """Answers requests. The network thread replaces `state`, `log` and `checkpoints` whole when they change."""
 
     def __init__(
-        self, keypair: Keypair, run: Digest, manifest: bytes, store: BlobStore, pacer: Pacer | None = None
+        self,
+        keypair: Keypair,
+        run: Digest,
+        manifest: bytes,
+        store: BlobStore,
+        pacer: Pacer | None = None,
+        forwarding: Forwarding | None = None,
     ) -> None:
-        """Without a `pacer` everything is answered at once."""
+        """Without a `pacer` everything is answered at once; without `forwarding` nothing is passed on, or taken in so."""
         self.state: StateRecord | None = None
         self.log: tuple[Commit, ...] = ()
         self.checkpoints: dict[int, Kept] = {}
@@ -123,6 +136,7 @@ class Server:
         self._run = run
         self._manifest = manifest
         self._store = store
+        self._forwarding = forwarding
         self._pacer = pacer
         self._served_states = ServedStates(store)
         self._old: tuple[tuple[Commit, ...], frozenset[Digest]] = ((), frozenset())  # a log, and what is old of it
@@ -138,6 +152,10 @@ class Server:
         if self._pacer is not None:
             self._pacer.look()
         author, message = await open_aside(payload, self._run)
+        if isinstance(message, Forward) and self._forwarding is not None:
+            if message.to != self._keypair.peer_id:
+                return await self._pass_on(self._forwarding, remote, author, message, payload)
+            remote, payload, message = author, message.sealed, await self._forwarding.unwrap(author, message)
         if author != remote and not isinstance(message, PeerStatus | Contribution | Commit | MergeOffer):
             raise BadSignature(f"{remote} passed on a {type(message).__name__} of {author}")
         if isinstance(message, PeerStatus | Contribution) and len(payload) > MAX_SEALED_BYTES:
@@ -147,11 +165,19 @@ class Server:
             return b""
         return await seal_aside(self._keypair, self._run, await self._answer(remote, message))
 
+    async def _pass_on(
+        self, forwarding: Forwarding, remote: PeerId, author: PeerId, forward: Forward, payload: bytes
+    ) -> bytes:
+        try:
+            return await forwarding.pass_on(remote, author, forward, payload)
+        except Refusal as refusal:
+            return await seal_aside(self._keypair, self._run, Refused(str(refusal)[:400]))
+
     async def _answer(self, remote: PeerId, message: object) -> object:
         fault_point.serves(message, self.state)
         match message:
             case GetBlob(root):
-                return await asyncio.to_thread(self._store.info, root) or Refused(f"blob {root} is not here")
+                return await self._info(root)
             case GetChunk(root, index):
                 return await self._chunk(remote, root, index)
             case GetPeers(offset):
@@ -171,6 +197,17 @@ class Server:
                 return self.events.behind(since)
             case _:
                 raise MalformedBytes(f"a {type(message).__name__} is not a request")
+
+    async def _info(self, root: Digest) -> BlobInfo | Refused:
+        """What is on its way here is waited for a moment: others ask us since they cannot reach its author."""
+        for _ in range(round(WAITED_FOR_S / LOOK_S)):
+            if not self._store.partials.is_open(root):
+                break
+            await asyncio.sleep(LOOK_S)
+        info = await asyncio.to_thread(self._store.info, root)
+        if info is None and self._store.partials.is_open(root):
+            return Refused(f"{BUSY}: blob {root} is on its way here")
+        return info or Refused(f"blob {root} is not here")
 
     async def _chunk(self, remote: PeerId, root: Digest, index: int) -> Chunk | Refused:
         self._served_states.asked(root)
@@ -192,15 +229,15 @@ class Server:
         return root in self._store.pinned(ROUND_PINS) and root not in self._old[1]
 
     def _peers(self, offset: int) -> Peers:
-        statuses = [sealed for sealed in self._statuses() if len(sealed) <= MAX_SEALED_BYTES]
-        page: list[bytes] = []
+        known = [one for one in self._statuses() if len(one.sealed) <= MAX_SEALED_BYTES]
+        page: list[KnownStatus] = []
         size = 0
-        for sealed in statuses[offset : offset + MAX_PEERS_PAGE]:
-            size += len(sealed)
+        for one in known[offset : offset + MAX_PEERS_PAGE]:
+            size += len(one.sealed)
             if size > _PAGE_BYTES:
                 break
-            page.append(sealed)
-        return Peers(len(statuses), tuple(page))
+            page.append(one)
+        return Peers(len(known), tuple(page))
 
     async def _log(self, heads: tuple[Digest, ...]) -> object:
         if self.state is None:

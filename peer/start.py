@@ -12,6 +12,7 @@ import math
 import sys
 import time
 from collections.abc import Iterator, Sequence
+from dataclasses import replace
 from typing import Final
 
 import torch
@@ -20,13 +21,16 @@ from peer.address_book import AddressBook
 from peer.beginning import begin
 from peer.blob_store import BlobStore
 from peer.checkpoints import Checkpoints
+from peer.clock import awake_or_asleep_s
 from peer.data.background import BackgroundWindows
 from peer.data.embedded import embedded_path
 from peer.data.windows import Windows, open_windows
 from peer.device import choose_device, describe_device
+from peer.dial_probe import answers
 from peer.entrance import Entrance, enter
 from peer.fetch import Asker, Fetcher
 from peer.first_words import fetch_from_known, fetch_manifest, fetch_state
+from peer.forwarding import Forwarding
 from peer.handoff import Handoff
 from peer.home import cache_folder, safe_name
 from peer.inner import make_inner_optimizer, planned_optimizer
@@ -37,7 +41,9 @@ from peer.node import Node
 from peer.node_parts import NodeParts
 from peer.options import PeerOptions
 from peer.pacing import Pacer
+from peer.reach import Reach
 from peer.replica import Replica
+from peer.routes import Routes
 from peer.saved import Generations
 from peer.screen import Screen
 from peer.serve import Server
@@ -58,7 +64,7 @@ from swarm.invite import Invite
 from swarm.messages import Contribution, record_digest, seal_message
 from swarm.pace import Upload
 from swarm.round.commits import Seals
-from swarm.round.own import Self
+from swarm.round.own import Self, beat_of
 from swarm.round.participant import Participant
 
 SWITCH_INTERVAL_S: Final = (
@@ -146,7 +152,8 @@ class Peer:
         self._train_deadline_s = config.round.train_deadline_s
         store = BlobStore(entrance.home.blobs)
         pacer = Pacer(Upload(_told_upload(self._options)), lambda: network.up_bytes)
-        server = Server(keypair, entrance.run, manifest.to_bytes(), store, pacer)
+        forwarding = Forwarding(network.transport, entrance.run)
+        server = Server(keypair, entrance.run, manifest.to_bytes(), store, pacer, forwarding)
         # Whoever pastes the invite at once must not have to wait until text and model are ready here.
         thread.loop.call_soon_threadsafe(network.transport.serve, server.handle)
         self._introduce(entrance, keypair, network, config, device_reason)
@@ -251,6 +258,8 @@ class Peer:
         checkpoints: Checkpoints,
     ) -> Node:
         store, network, asker, server = network_parts
+        first_number = beat_of(replica.incarnation, 0)
+        routes = Routes(network.transport, asker.keypair, entrance.run, first_number)
         me = Self(
             peer=replica.author,
             name=self._options.name or entrance.home.path.name[:40],
@@ -277,7 +286,10 @@ class Peer:
             network=network,
             server=server,
             store=store,
-            asker=asker,
+            asker=replace(asker, transport=routes),
+            routes=routes,
+            reach=Reach(participant, network.transport, network.transport.known, answers),
+            fetcher=Fetcher(asker, store),
             handoff=self._handoff,
             book=AddressBook(entrance.home.book),
             check_blob=check_blob,
@@ -318,7 +330,7 @@ class Peer:
             await asyncio.sleep(0.5)
             status = node.participant.figures
             version = node.participant.chain.version
-            since_s = time.monotonic() - node.participant.presence.head_since_s
+            since_s = awake_or_asleep_s() - node.participant.presence.head_since_s
             time_left = f"{since_s:.0f} of at most {self._train_deadline_s:.0f} s before averaging"
             waits = node.participant.waits_for or f"training: {status.steps_since_cut} steps, {time_left}"
             self._screen.live(f"version {version}  {status.tokens_per_s:,.0f} tokens/s  {waits}")

@@ -14,7 +14,7 @@ from __future__ import annotations
 from bisect import bisect_left
 from collections.abc import Iterable
 from dataclasses import dataclass, replace
-from typing import Annotated, Final
+from typing import Annotated, Any, Final
 
 from swarm import wire
 from swarm.digest import Digest, digest_of
@@ -33,6 +33,9 @@ MAX_RECENT: Final = 8  # heads before the present one that a chain remembers: a 
 _FARTHEST_NUMBER: Final = MAX_NUMBER // 2  # that a merge may bring: its author has to be able to count on from there
 _FARTHEST_SLOT: Final = 1 << 61  # in the same way
 MAX_AGE_VERSIONS: Final = 2  # a contribution may be listed so many versions after the one it was cut at
+DIALABLE_COMMITS: Final = 3  # a member counts as dialable from the commit that attests it to the second one after it
+ATTESTED: Final = 1  # in `CommitList.dialable`: another member has dialled it lately
+UNSEATED: Final = 2  # it was silent when it was its turn to lead
 
 
 class InvalidList(RemoteError):
@@ -113,10 +116,16 @@ class CommitList:
     barred: Annotated[tuple[Digest, ...], MaxLen(MAX_BARRED)] = ()  # heads that rank below everything
     minority: bool = False  # issued without a majority of the roster
     merge: Merge | None = None
+    dialable: Annotated[bytes, MaxLen(MAX_ROSTER)] = b""  # ATTESTED, UNSEATED or 0 for each of `roster`; empty: all 0
 
     @property
     def tokens(self) -> int:
         return sum(entry.tokens for entry in self.entries)
+
+    @property
+    def roster(self) -> tuple[PeerId, ...]:
+        """The next roster, sorted: the authors and those admitted."""
+        return tuple(sorted({entry.author for entry in self.entries} | set(self.admitted), key=lambda peer: peer.raw))
 
 
 @dataclass(frozen=True, slots=True)
@@ -132,6 +141,32 @@ class ChainState:
     entries: U32  # contributions in the last commit; 0 at genesis
     barred: Annotated[tuple[Digest, ...], MaxLen(MAX_BARRED)] = ()
     recent: Annotated[tuple[Digest, ...], MaxLen(MAX_RECENT)] = ()  # the heads before it since a merge, newest first
+    entered: Annotated[
+        tuple[U63, ...], MaxLen(MAX_ROSTER)
+    ] = ()  # for each of the roster: the version since which it is
+    dialable: Annotated[bytes, MaxLen(MAX_ROSTER)] = b""  # for each of the roster: commits for which it counts as such
+
+    def __post_init__(self) -> None:
+        if not len(self.roster) == len(self.entered) == len(self.dialable):
+            raise ValueError(
+                f"a roster of {len(self.roster)} with {len(self.entered)} versions and {len(self.dialable)} dialable bytes"
+            )
+
+    @property
+    def order(self) -> tuple[PeerId, ...]:
+        """Whose turn it is to lead, view by view: the dialable members, then the others, each sorted."""
+        members = tuple(zip(self.roster, self.dialable, strict=True))
+        return (*(peer for peer, lives in members if lives), *(peer for peer, lives in members if not lives))
+
+    def is_dialable(self, peer: PeerId) -> bool:
+        """Whether a member was dialled by another one lately, as far as the chain knows."""
+        place = bisect_left(self.roster, peer)
+        return place < len(self.roster) and self.roster[place] == peer and self.dialable[place] > 0
+
+    def entered_at(self, peer: PeerId) -> int:
+        """The version at which a member entered the roster; of others this one."""
+        place = bisect_left(self.roster, peer)
+        return self.entered[place] if place < len(self.roster) and self.roster[place] == peer else self.version
 
     @property
     def key(self) -> tuple[int, int, bytes]:
@@ -199,6 +234,12 @@ def check_list(state: ChainState, commit: CommitList) -> None:
     authors = {entry.author for entry in commit.entries}
     if list(commit.admitted) != sorted(set(commit.admitted) - authors, key=lambda peer: peer.raw):
         raise InvalidList("admitted peers are not sorted, or one is there twice or an author too")
+    if commit.dialable and (
+        len(commit.dialable) != len(authors) + len(commit.admitted)
+        or not any(commit.dialable)
+        or max(commit.dialable) > UNSEATED
+    ):
+        raise InvalidList("who is dialable is not said of each member of the next roster, or of none")
     _check_size(state, commit, authors)
 
 
@@ -280,8 +321,7 @@ def apply(state: ChainState, commit: CommitList, lease_windows: int) -> ChainSta
     and those admitted.
     """
     check_list(state, commit)
-    everyone = {entry.author for entry in commit.entries} | set(commit.admitted)
-    roster = tuple(sorted(everyone, key=lambda peer: peer.raw))
+    roster = commit.roster
     cursor = state.cursor + lease_windows * len(state.roster or roster)
     if commit.merge is not None:
         listed = _united(state.listed, commit.merge.listed)
@@ -303,7 +343,25 @@ def apply(state: ChainState, commit: CommitList, lease_windows: int) -> ChainSta
         barred=(*state.barred, *commit.barred)[-MAX_BARRED:],
         # Another branch, encoded for a head before this merge, would count the weight of ours that is gone.
         recent=() if commit.merge is not None else (state.head, *state.recent)[:MAX_RECENT],
+        **_members_after(state, commit, roster),
     )
+
+
+def _members_after(state: ChainState, commit: CommitList, roster: tuple[PeerId, ...]) -> dict[str, Any]:
+    """What the chain remembers of each member: since when it is one, and for how many commits it counts as dialable."""
+    entered = dict(zip(state.roster, state.entered, strict=True))
+    lives = dict(zip(state.roster, state.dialable, strict=True))
+
+    def lives_of(peer: PeerId, said: int) -> int:
+        if said == ATTESTED:
+            return DIALABLE_COMMITS
+        return 0 if said == UNSEATED else max(0, lives.get(peer, 0) - 1)
+
+    said = commit.dialable or bytes(len(roster))
+    return {
+        "entered": tuple(entered.get(peer, state.version + 1) for peer in roster),
+        "dialable": bytes(map(lives_of, roster, said)),
+    }
 
 
 def is_majority(count: int, roster_size: int) -> bool:
@@ -311,6 +369,6 @@ def is_majority(count: int, roster_size: int) -> bool:
     return 2 * count > roster_size
 
 
-def leader_of(view: int, roster: tuple[PeerId, ...]) -> PeerId | None:
+def leader_of(view: int, order: tuple[PeerId, ...]) -> PeerId | None:
     """The one rightful leader of a view; None while there is no roster."""
-    return roster[view % len(roster)] if roster else None
+    return order[view % len(order)] if order else None

@@ -8,13 +8,13 @@ empty answer; a request is answered by one reply, or by `Refused` with a reason.
     member -> member      Contribution
     who left a branch -> those on the better one      MergeOffer
     anyone -> who stands at a barred head             HeadBarred
+    anyone -> who is connected to the receiver        Forward, around a message that goes no other way
     anyone -> a peer      GetPeers, GetManifest, GetBlob, GetChunk, GetLog, GetState, GetCheckpoint, GetEvents
 """
 
 from __future__ import annotations
 
 from dataclasses import dataclass
-from enum import StrEnum
 from typing import Annotated, Any, Final
 
 from swarm import wire
@@ -23,31 +23,25 @@ from swarm.digest import Digest, digest_of
 from swarm.envelope import Envelope, open_envelope, seal
 from swarm.errors import BadSignature, MalformedBytes
 from swarm.identity import Keypair, PeerId
-from swarm.schema import U32, U63, Line, MaxLen, Name, Range, from_value, to_value
+from swarm.schema import U32, U63, Line, MaxLen, Name, from_value, to_value
+from swarm.status import MAX_ADDRESSES as MAX_ADDRESSES
+from swarm.status import MAX_DIALLED as MAX_DIALLED
+from swarm.status import MAX_HELD as MAX_HELD
+from swarm.status import MAX_LOST as MAX_LOST
+from swarm.status import MAX_SEALED_BYTES as MAX_SEALED_BYTES
+from swarm.status import Activity as Activity
+from swarm.status import Answer as Answer
+from swarm.status import Loss, Rate
+from swarm.status import PeerStatus as PeerStatus
+from swarm.status import Sealed as Sealed
+from swarm.status import TimeSplit as TimeSplit
 
-MAX_ADDRESSES: Final = 8  # of one peer
-MAX_SEALED_BYTES: Final = 4096  # a sealed status or contribution inside another message
-MAX_HELD: Final = 256  # blobs of the last versions that a status names
 MAX_LEAVES: Final = 30_000  # chunk digests in one frame: a blob of 29 GiB
 MAX_PEERS_PAGE: Final = 64
 MAX_LOG_COMMITS: Final = 16
-MAX_LOST: Final = 4  # heads that a status says are out of reach
 MAX_EVENTS_PAGE: Final = 256
+MAX_FORWARDED_BYTES: Final = 64 << 10  # one message that a third peer passes on: a commit of 64 members fits
 MAX_UNITS: Final = 1024
-
-Rate = Annotated[float, Range(0.0, 1e15)]
-Loss = Annotated[float, Range(0.0, 1e6)]
-Sealed = Annotated[bytes, MaxLen(MAX_SEALED_BYTES)]
-
-
-class Activity(StrEnum):
-    """What a peer is doing."""
-
-    WAITING = "waiting"  # in step with the chain, not in the roster yet
-    TRAINING = "training"
-    PENDING = "pending"  # has cut; its contribution waits for a commit
-    SYNCING = "syncing"
-    LEAVING = "leaving"
 
 
 @dataclass(frozen=True, slots=True)
@@ -69,53 +63,6 @@ class Contribution:
 
 
 @dataclass(frozen=True, slots=True)
-class TimeSplit:
-    """Where a peer's time went since its last commit, in seconds."""
-
-    compute_s: Rate = 0.0
-    encode_s: Rate = 0.0
-    exchange_s: Rate = 0.0
-    apply_s: Rate = 0.0
-    wait_s: Rate = 0.0
-    upload_s: Rate = 0.0  # in which blobs were sent; of the seconds above, not beside them
-    download_s: Rate = 0.0  # in which blobs were received
-
-
-@dataclass(frozen=True, slots=True)
-class PeerStatus:
-    """The heartbeat: all that others need to know of a peer. Sent to the leader, and to the DHT for discovery."""
-
-    peer: PeerId
-    beat: U63  # rises with every status of this peer, across restarts
-    name: Name
-    device: Name
-    activity: Activity
-    incarnation: U63
-    view: U63
-    version: U63
-    head: Digest
-    tokens: U63  # of the chain at `head`
-    state_digest: Digest  # equal for equal heads
-    tokens_since_cut: U63
-    steps_since_cut: U32
-    tokens_per_s: Rate
-    up_bytes: U63  # since the process started
-    down_bytes: U63
-    up_bytes_per_s: Rate
-    down_bytes_per_s: Rate
-    train_loss: Loss | None
-    heldout_loss: Loss | None  # of the anchor of `heldout_version`
-    heldout_version: U63
-    checkpoint_version: U63 | None  # the newest one it can serve
-    waits_for: Line  # "" when it waits for nothing
-    addresses: Annotated[tuple[Line, ...], MaxLen(MAX_ADDRESSES)]
-    pending: Sealed | None  # its sealed Contribution
-    holding: Annotated[tuple[Digest, ...], MaxLen(MAX_HELD)]  # roots of contributions it holds whole
-    time: TimeSplit
-    lost: Annotated[tuple[Digest, ...], MaxLen(MAX_LOST)] = ()  # heads whose blobs nobody gave it
-
-
-@dataclass(frozen=True, slots=True)
 class LeaderBrief:
     """What a leader answers to a heartbeat: where it stands, and why no commit has come yet."""
 
@@ -125,6 +72,7 @@ class LeaderBrief:
     tokens: U63
     state_digest: Digest
     reason: Line
+    beat: U63  # of its last heartbeat: the member's next status names it
 
 
 @dataclass(frozen=True, slots=True)
@@ -191,10 +139,11 @@ class HeadBarred:
 
 @dataclass(frozen=True, slots=True)
 class NewView:
-    """A new leader asks everyone for a status."""
+    """A new leader asks everyone for a status, which names this beat of the leader's."""
 
     view: U63
     head: Digest
+    beat: U63
 
 
 @dataclass(frozen=True, slots=True)
@@ -202,6 +151,16 @@ class Goodbye:
     """The sender leaves now; nobody should wait for it."""
 
     reason: Line
+    incarnation: U63  # of the process that ends: one that has started since is not meant
+
+
+@dataclass(frozen=True, slots=True)
+class Forward:
+    """A message for a peer that the author cannot reach, to be passed on once by whoever is connected to both."""
+
+    to: PeerId
+    number: U63  # rises with every forward of its author's; each counts once
+    sealed: Annotated[bytes, MaxLen(MAX_FORWARDED_BYTES)]  # a message of the author's own
 
 
 @dataclass(frozen=True, slots=True)
@@ -219,11 +178,19 @@ class GetPeers:
 
 
 @dataclass(frozen=True, slots=True)
+class KnownStatus:
+    """A status that a peer has heard, and how long ago: nobody is here for having been heard of by somebody else."""
+
+    sealed: Sealed
+    age_s: Rate
+
+
+@dataclass(frozen=True, slots=True)
 class Peers:
     """Sealed statuses, the answering peer's own first."""
 
     total: U32
-    statuses: Annotated[tuple[Sealed, ...], MaxLen(MAX_PEERS_PAGE)]
+    known: Annotated[tuple[KnownStatus, ...], MaxLen(MAX_PEERS_PAGE)]
 
 
 @dataclass(frozen=True, slots=True)
@@ -375,6 +342,7 @@ PURPOSES: Final[dict[str, type[Any]]] = {
     "merge": MergeOffer,
     "barred": HeadBarred,
     "goodbye": Goodbye,
+    "forward": Forward,
     "refused": Refused,
     "get-peers": GetPeers,
     "peers": Peers,

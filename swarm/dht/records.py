@@ -9,7 +9,7 @@ from __future__ import annotations
 
 import math
 from collections.abc import Iterable
-from dataclasses import dataclass
+from dataclasses import dataclass, replace
 from random import Random
 from typing import Final
 
@@ -30,6 +30,7 @@ class Record:
 
     status: PeerStatus
     sealed: bytes
+    age_s: float = 0.0  # since it was put there, by the clocks of its author and of this machine
 
 
 def prefix_of(peer: PeerId) -> int:
@@ -81,15 +82,15 @@ def expires_in_time(expiration_s: object, now_s: float) -> bool:
 
 
 def accept_records(
-    raw_items: Iterable[tuple[int, object, object]],  # (prefix, subkey, value) as they were read
+    raw_items: Iterable[tuple[int, object, object, float]],  # (prefix, subkey, value, age in seconds) as they were read
     run: Digest,
 ) -> tuple[tuple[Record, ...], int]:
     """The newest verified record of each author, sorted by peer id, and how many items were refused. Never raises."""
     newest: dict[PeerId, Record] = {}
     rejected = 0
-    for prefix, subkey, value in raw_items:
+    for prefix, subkey, value, age_s in raw_items:
         try:
-            record = open_record(run, prefix, subkey, value)
+            record = replace(open_record(run, prefix, subkey, value), age_s=age_s)
         except RemoteError:
             rejected += 1
             continue

@@ -97,6 +97,10 @@ class SimNet:
     def meet(self, a: PeerId, b: PeerId) -> None:
         self._met.add(frozenset((a, b)))
 
+    def all_met(self, peer: PeerId) -> frozenset[PeerId]:
+        """Those with a connection to it."""
+        return frozenset().union(*(pair for pair in self._met if peer in pair)) - {peer}
+
     def have_met(self, a: PeerId, b: PeerId) -> bool:
         return frozenset((a, b)) in self._met
 
@@ -150,6 +154,9 @@ class SimTransport:
 
     def serve(self, handler: Handler) -> None:
         self._handler = handler
+
+    async def connected(self) -> frozenset[PeerId]:
+        return self._net.all_met(self._peer)
 
     async def connect(self, address: str, *, timeout_s: float) -> PeerId:
         there = parse_address(address).peer

@@ -36,6 +36,10 @@ class Transport(Protocol):
         """From now on answers requests with `handler`; at most one handler. Without one, requests are refused."""
         ...
 
+    async def connected(self) -> frozenset[PeerId]:
+        """Peers to whom a connection is open now, whoever opened it; as of a second ago at most."""
+        ...
+
     async def connect(self, address: str, *, timeout_s: float) -> PeerId:
         """Dials a multiaddress; returns who is there. Raises Unreachable, TimedOut or MalformedBytes (not an address)."""
         ...

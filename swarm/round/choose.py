@@ -2,10 +2,10 @@
 
 from __future__ import annotations
 
-from dataclasses import dataclass
+from dataclasses import dataclass, replace
 from typing import Final
 
-from swarm.chain import MAX_ROSTER, ChainState, CommitList, Entry, Merge, is_majority
+from swarm.chain import ATTESTED, MAX_ROSTER, UNSEATED, ChainState, CommitList, Entry, Merge, is_majority
 from swarm.digest import Digest
 from swarm.identity import PeerId
 from swarm.messages import Contribution
@@ -43,6 +43,8 @@ class RoundView:
     lease_tokens: int  # of one member and round
     lost: tuple[LostHead, ...] = ()  # reported by us, at this head
     electorate: frozenset[PeerId] = frozenset()  # the members as a set
+    attested: frozenset[PeerId] = frozenset()  # peers that somebody else has dialled lately
+    unseated: frozenset[PeerId] = frozenset()  # leaders who were silent in their turn at this head
     turns: tuple[PeerId, ...] | None = None  # in a group larger than a list: whose turn it is to cut, or who was asked
     are_ready: bool = False  # all of these have done the steps after which a member of a small group cuts by itself
 
@@ -108,7 +110,7 @@ def choose_list(view: RoundView, deadlines: Deadlines) -> tuple[CommitList | Non
     else:
         return None, f"waits for {_names(missing)} ({len(authors)} of {len(due)} contributions held)"
     admitted = tuple(peer for peer in view.present if peer not in authors)[: MAX_ROSTER - len(authors)]
-    return CommitList(entries, admitted, choose_barred(view), _is_minority(view)), reason
+    return _with_dialable(CommitList(entries, admitted, choose_barred(view), _is_minority(view)), view), reason
 
 
 def _first(held: list[Contribution], view: RoundView, deadlines: Deadlines) -> list[Contribution]:
@@ -148,7 +150,16 @@ def choose_merge(merge: Merge, view: RoundView, deadlines: Deadlines) -> CommitL
     isolated = _is_isolated(view, deadlines)
     if not (view.is_followed or isolated):
         return None
-    return CommitList((), view.present[:MAX_ROSTER], choose_barred(view), _is_minority(view), merge)
+    chosen = CommitList((), view.present[:MAX_ROSTER], choose_barred(view), _is_minority(view), merge)
+    return _with_dialable(chosen, view)
+
+
+def _with_dialable(chosen: CommitList, view: RoundView) -> CommitList:
+    """Who of the next roster is dialable, for all that the leader knows; who was silent in its turn to lead loses that."""
+    said = bytes(
+        UNSEATED if peer in view.unseated else ATTESTED if peer in view.attested else 0 for peer in chosen.roster
+    )
+    return replace(chosen, dialable=said) if any(said) else chosen
 
 
 def _is_isolated(view: RoundView, deadlines: Deadlines) -> bool:

@@ -120,7 +120,7 @@ def committed(commit: Commit, old: ChainState, reached: HeadReached, duration_s:
         state_digest=reached.state_digest,
         tokens=commit.commit.tokens,
         tokens_in_all=reached.chain.tokens,
-        leader=leader_of(commit.view, old.roster) or min(listed),
+        leader=leader_of(commit.view, old.order) or min(listed),
         view=commit.view,
         listed=listed[:MAX_LISTED_NAMED],
         left_out=left_out[:MAX_LEFT_OUT_NAMED],

@@ -120,8 +120,10 @@ class Docket:
 
 
 def tokens_due(contribution: Contribution, chain: ChainState, lease_tokens: int) -> int:
-    """What it weighs in a commit on `chain`: its tokens, but no more than the leases of the rounds it was worked on."""
-    rounds = max(1, chain.version - contribution.since_version + 1)
+    """What it weighs in a commit on `chain`: its tokens, but no more than the leases of the rounds in which its author can
+    have worked on it: since it says it did, since it is a member, and within the age that a contribution may have."""
+    since = max(contribution.since_version, chain.entered_at(contribution.author))
+    rounds = min(MAX_AGE_VERSIONS + 1, max(1, chain.version - since + 1))
     return min(contribution.tokens, rounds * lease_tokens)
 
 

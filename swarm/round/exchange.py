@@ -57,9 +57,10 @@ class Exchange:
         return () if contribution.author == self._me else (Fetch(contribution, (contribution.author,)),)
 
     def listed(self, one: Listed, chain: ChainState) -> tuple[Fetch, ...]:
-        """Takes an entry of a commit; returns what to fetch for it."""
+        """Takes an entry of a commit; returns what to fetch for it: also what is being fetched already, from its author
+        alone maybe, as the commit names others who hold it."""
         root = one.contribution.root
-        is_new = self.docket.announce(one.contribution, one.sealed, chain) is not None
+        self.docket.announce(one.contribution, one.sealed, chain)
         waiting = self.docket.get(root)
         if waiting is None:
             return ()
@@ -67,7 +68,7 @@ class Exchange:
         if self._is_here(root):
             self.docket.hold_here(root)
             return ()
-        return (Fetch(one.contribution, waiting.named),) if is_new else ()
+        return (Fetch(one.contribution, waiting.named),)
 
     def stored(self, root: Digest, version: int) -> None:
         """A blob has come, at this version."""

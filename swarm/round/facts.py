@@ -23,6 +23,14 @@ class Received:
     sender: PeerId
     message: Any
     sealed: bytes = b""
+    age_s: float | None = None  # of a status that somebody else had heard: how long ago. None: its author sent it now
+
+
+@dataclass(frozen=True, slots=True)
+class Resumed:
+    """This process did not run for `gap_s`: it was stopped, or its machine slept."""
+
+    gap_s: float
 
 
 @dataclass(frozen=True, slots=True)
@@ -50,6 +58,7 @@ class Figures:
     addresses: tuple[str, ...] = ()
     time: TimeSplit = field(default_factory=TimeSplit)
     waits_for: str = ""
+    dialled: tuple[PeerId, ...] = ()  # who answered a fresh dial of ours lately
 
 
 @dataclass(frozen=True, slots=True)
@@ -115,6 +124,7 @@ class Tick:
 
 Fact = (
     Received
+    | Resumed
     | Unreached
     | Measured
     | CutDone

@@ -179,12 +179,12 @@ class Briefs:
         self._opened: RoundOpened | None = None
 
     def of(
-        self, status: PeerStatus, turn: Turn, state_digest: Digest, leading: Leading | None
+        self, status: PeerStatus, turn: Turn, state_digest: Digest, leading: Leading | None, beat: int
     ) -> Iterator[LeaderBrief | RoundOpened]:
-        """The answer to this status."""
+        """The answer to this status; `beat` is the number of our last heartbeat."""
         reason = leading.reason if leading else "the leader has just taken over"
         chain = turn.chain
-        brief = LeaderBrief(turn.view, chain.version, chain.head, chain.tokens, state_digest, reason[:400])
+        brief = LeaderBrief(turn.view, chain.version, chain.head, chain.tokens, state_digest, reason[:400], beat)
         if brief != self._last:
             self._last = brief
         yield self._last or brief

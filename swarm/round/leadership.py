@@ -111,7 +111,7 @@ class Leadership:
 
     def _open_round(self, leading: Leading, now_s: float) -> bool:
         turn, out = self._seat.turn, self._seat.out
-        here = tuple(sorted({turn.presence.me, *(status.peer for status in turn.at_head())}))
+        here = tuple(sorted({turn.presence.me, *(status.peer for status in turn.answering())}))
         if not leading.opens(here, self._config.round.min_peers, self._config.round.heartbeat_s, now_s):
             return False
         turn.open(here)
@@ -124,7 +124,7 @@ class Leadership:
         turn = self._seat.turn
         chain, members, presence = turn.chain, turn.members, turn.presence
         idle = (Activity.SYNCING, Activity.LEAVING)
-        present = {status.peer: status for status in turn.at_head() if status.activity not in idle}
+        present = {status.peer: status for status in turn.answering() if status.activity not in idle}
         awaited = tuple(peer for peer in members if presence.is_awaited(peer, now_s))
         waiting = self._seat.exchange.docket.waiting()
         done = [Work(presence.me, own.tokens_since_cut, own.steps_since_cut)]
@@ -155,6 +155,8 @@ class Leadership:
             lease_tokens=self._config.lease_tokens,
             lost=self._lost(now_s),
             electorate=turn.electorate,
+            attested=presence.roll.attested,
+            unseated=presence.given_up,
             turns=turns,
             are_ready=are_ready,
         )

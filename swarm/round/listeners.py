@@ -21,13 +21,13 @@ _LATELY_S: Final = 60.0
 def of_heartbeat(turn: Turn, beats: int, heartbeat_s: float, view_before: int) -> tuple[PeerId, ...]:
     """Members tell their leader. A leader tells members who do not beat, in case they follow another or are elsewhere; and
     all of them once it is in another view than at the heartbeat before, so that nobody waits for it.
-    Where there is no roster the lowest id leads, whoever that is: the lowest ones known are told."""
+    Where there is no roster the first of those here leads, whoever that is: the first ones known are told."""
     presence = turn.presence
-    if view_before != turn.view and leader_of(view_before, turn.roster) == presence.me:
+    if view_before != turn.view and leader_of(view_before, turn.order) == presence.me:
         return tuple(peer for peer in turn.members if not presence.has_left(peer))
     if not turn.roster:
         here = (heard.status.peer for heard in presence.roll.all() if not heard.left)
-        return tuple(heapq.nsmallest(MAX_LISTENERS, here, key=lambda peer: peer.raw))
+        return tuple(heapq.nsmallest(MAX_LISTENERS, here, key=presence.turn_of))
     if not turn.is_ours:
         return (turn.leader,)
     lately = {one.status.peer for one in presence.roll.lately(turn.now_s, MISSED_BEATS * heartbeat_s)}
@@ -42,6 +42,14 @@ def _lost_from_sight(turn: Turn, beats: int) -> list[PeerId]:
     silent = [one.status.peer for one in known if not one.left and one.status.peer not in fresh]
     first = beats // PROBE_BEATS * PROBED % max(1, len(silent))
     return (silent[first:] + silent[:first])[:PROBED]
+
+
+def of_contribution(turn: Turn, dialled: tuple[PeerId, ...]) -> tuple[PeerId, ...]:
+    """Members, and who stands at our head. Where nobody can dial us, others that we have dialled, too: who fetches our blob
+    over that connection gives it to those who cannot."""
+    holders = () if turn.presence.roll.is_attested(turn.presence.me) else dialled
+    at_head = (status.peer for status in turn.at_head())
+    return tuple(sorted({*turn.members, *at_head, *holders} - {turn.presence.me}))
 
 
 def of_newcomer(turn: Turn) -> tuple[PeerId, ...]:

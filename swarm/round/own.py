@@ -10,7 +10,7 @@ from typing import Final
 from swarm.chain import MAX_AGE_VERSIONS, ChainState
 from swarm.digest import Digest
 from swarm.identity import PeerId
-from swarm.messages import MAX_HELD, Activity, Contribution, PeerStatus
+from swarm.messages import MAX_DIALLED, MAX_HELD, Activity, Answer, Contribution, PeerStatus
 from swarm.round.docket import MAX_WAITING
 from swarm.round.facts import Figures
 from swarm.round.looks import PROMPT_PEERS
@@ -126,13 +126,51 @@ class Standing:
     pending: bytes | None
     holding: tuple[Digest, ...]
     lost: tuple[Digest, ...]
+    answer: Answer | None
+
+
+class Words:
+    """The numbers of our heartbeats, the one that our words as a leader carry, and the last one that we heard of a leader."""
+
+    def __init__(self, me: Self) -> None:
+        self._incarnation = me.incarnation
+        self.count = 0  # heartbeats of this life
+        self.said = 0
+        self.answer: Answer | None = None
+
+    @property
+    def beat(self) -> int:
+        """The number of the last heartbeat."""
+        return beat_of(self._incarnation, self.count)
+
+    def next(self) -> None:
+        """One more heartbeat."""
+        self.count += 1
+
+    def say(self) -> int:
+        """From now on our words as a leader carry the number of the last heartbeat; returns it."""
+        self.said = self.beat
+        return self.said
+
+    def hear(self, leader: PeerId, beat: int) -> bool:
+        """A word of our leader; returns whether it is another leader than before."""
+        known = self.answer
+        if known is not None and known.leader == leader and known.beat >= beat:
+            return False
+        self.answer = Answer(leader, beat)
+        return known is None or known.leader != leader
+
+
+def beat_of(incarnation: int, count: int) -> int:
+    """The number of a heartbeat: the `count`-th of that life."""
+    return incarnation * _BEATS_PER_INCARNATION + count
 
 
 def make_status(me: Self, beat: int, standing: Standing, figures: Figures) -> PeerStatus:
-    """The heartbeat number `beat` of this life."""
+    """The heartbeat of this number."""
     return PeerStatus(
         peer=me.peer,
-        beat=me.incarnation * _BEATS_PER_INCARNATION + beat,
+        beat=beat,
         name=me.name,
         device=me.device,
         activity=standing.activity,
@@ -159,4 +197,6 @@ def make_status(me: Self, beat: int, standing: Standing, figures: Figures) -> Pe
         holding=standing.holding,
         time=figures.time,
         lost=standing.lost,
+        dialled=figures.dialled[:MAX_DIALLED],
+        answer=standing.answer,
     )

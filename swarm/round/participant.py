@@ -51,6 +51,7 @@ from swarm.round.facts import (
     MergePrepared,
     Received,
     RequestCut,
+    Resumed,
     Tick,
     Unreached,
 )
@@ -58,7 +59,7 @@ from swarm.round.leader import Briefs
 from swarm.round.leadership import Leadership, Seat
 from swarm.round.looks import PROMPT_PEERS
 from swarm.round.outbox import Outbox
-from swarm.round.own import HOLDING_NAMED, HoldingNews, Self, Standing, make_status
+from swarm.round.own import HOLDING_NAMED, HoldingNews, Self, Standing, Words, make_status
 from swarm.round.passage import Passage
 from swarm.round.presence import Presence, key_of
 from swarm.round.turn import Turn
@@ -96,7 +97,7 @@ class Participant:
             local_steps=self._round.local_steps,
         )
         self._seals = seals
-        self.presence = Presence(me.peer, self._round.leader_timeout_s)
+        self.presence = Presence(me.peer, self._round.leader_timeout_s, self._round.heartbeat_s)
         self._turn = Turn(chain, self.presence, view, self._deadlines.isolation_s, self._round.leader_timeout_s)
         self._exchange = Exchange(me, self._round.heartbeat_s)
         self._out = Outbox(me.peer)
@@ -108,7 +109,7 @@ class Participant:
         self._briefs = Briefs()
         self._told = 0  # of those behind us, since our last heartbeat
         self._holding = HoldingNews()
-        self._beats = 0
+        self._words = Words(me)
         self._beat_due_s = 0.0
         self._beaten_view = view
         self._now_s = 0.0
@@ -137,7 +138,7 @@ class Participant:
 
     @property
     def leader(self) -> PeerId:
-        """The rightful leader of our view; where there is no roster, the lowest id among those here."""
+        """The rightful leader of our view; where there is no roster, the first of those here."""
         return self._turn.leader
 
     @property
@@ -182,7 +183,7 @@ class Participant:
 
     def status(self) -> PeerStatus:
         """A fresh heartbeat; each has a higher beat than the one before."""
-        self._beats += 1
+        self._words.next()
         pending = self._exchange.pending()
         standing = Standing(
             activity=self.activity,
@@ -191,10 +192,11 @@ class Participant:
             state_digest=self.state_digest,
             waits_for=self.waits_for,
             pending=pending[0][1] if pending else None,
-            holding=self._exchange.held_waiting(HOLDING_NAMED, self._beats),
+            holding=self._exchange.held_waiting(HOLDING_NAMED, self._words.count),
             lost=self._passage.doubts.lost,
+            answer=self._words.answer,
         )
-        return make_status(self.me, self._beats, standing, self.figures)
+        return make_status(self.me, self._words.beat, standing, self.figures)
 
     def looks_for_peers(self) -> bool:
         """Whether we have heard lately of so few that all of the noticeboard is worth a look."""
@@ -218,9 +220,13 @@ class Participant:
             self._turn.begin(self._now_s)
         self._turn.pass_time(self._now_s)
         match fact:
-            case Received(sender, message, sealed):
-                self._receive(sender, message, sealed)
+            case Received():
+                self._receive(fact)
+            case Resumed(gap_s):
+                self._turn.resume(gap_s)
+                self._beat_due_s = self._now_s
             case Measured(figures):
+                self.presence.attest(figures.dialled)
                 self.figures = figures
             case CutDone(contribution, sealed):
                 self._cut_done(contribution, sealed)
@@ -251,10 +257,11 @@ class Participant:
 
     # ---------------------------------------------------------------- messages
 
-    def _receive(self, sender: PeerId, message: object, sealed: bytes) -> None:
+    def _receive(self, received: Received) -> None:
+        sender, message, sealed = received.sender, received.message, received.sealed
         match message:
             case PeerStatus():
-                self._hear(message, sealed)
+                self._hear(message, sealed, received.age_s)
             case Contribution():
                 self._out.add(*self._exchange.announced(message, sealed, self.chain))
             case Holding(head, incarnation, roots):
@@ -273,26 +280,26 @@ class Participant:
                 if head == self.chain.head and self._turn.accept(sender, view, self._out):
                     self._request_cut(reason)
             case Commit():
-                self._passage.receive(Received(sender, message, sealed), self._now_s)
+                self._passage.receive(received, self._now_s)
             case MergeOffer():
                 self._take_offer(sender, message, sealed)
             case HeadBarred(head):
                 if head == self.chain.head:
                     self._passage.leave_barred(sender)
-            case NewView(view, head):
-                if head == self.chain.head:
-                    self._turn.accept(sender, view, self._out)
+            case NewView(view, head, beat):
+                if head == self.chain.head and self._turn.accept(sender, view, self._out):
+                    self._hear_leader(sender, beat)
                 self._out.send(sender, self.status())
-            case Goodbye(reason):
-                if self.presence.leave(sender):
+            case Goodbye(reason, incarnation):
+                if self.presence.leave(sender, incarnation):
                     self._out.happened(PeerLeft(sender, reason))
             case _:
                 self._out.happened(PeerMisbehaved(sender, f"a {type(message).__name__} is not a one-way message"))
 
-    def _hear(self, status: PeerStatus, sealed: bytes) -> None:
+    def _hear(self, status: PeerStatus, sealed: bytes, age_s: float | None) -> None:
         if status.peer == self.me.peer:
             return
-        if self.presence.hear(status, sealed, self._now_s):
+        if self.presence.hear(status, sealed, self._now_s, age_s):
             self._out.happened(PeerJoined(status.peer, status.name))
         self._turn.hear(status)
         if status.pending is not None and self._exchange.docket.opened(status.pending) is None:
@@ -322,7 +329,7 @@ class Participant:
         if better is not None:  # all of our branch are to learn of it
             self._out.send(status.peer, better.status, better.sealed)
         leading = self._leadership.now
-        for said in self._briefs.of(status, self._turn, self.state_digest, leading):
+        for said in self._briefs.of(status, self._turn, self.state_digest, leading, self._words.said):
             self._out.send(status.peer, said)
         is_large = len(self.members) > PROMPT_PEERS  # there most of it is only on its way
         known_s = self._now_s - REPEATED_BEATS * self._round.heartbeat_s if is_large else math.inf
@@ -333,16 +340,22 @@ class Participant:
         if heard.head != self.chain.head or not self._turn.accept(sender, heard.view, self._out):
             return
         self._brief = heard
+        self._hear_leader(sender, heard.beat)
         if heard.state_digest != self.state_digest and not self.syncing and not self._passage.is_moving:
             self._out.happened(StateDiffered(self.chain.version, self.state_digest, heard.state_digest))
             self._passage.catch_up((sender,), whole=True, reason="our state differs from the leader's at the same head")
+
+    def _hear_leader(self, leader: PeerId, beat: int) -> None:
+        """Our next status says that we heard it; a new leader, who waits for that, is told at once."""
+        if self._words.hear(leader, beat):
+            self._beat_due_s = self._now_s
 
     # ---------------------------------------------------------------- contributions
 
     def _cut_done(self, contribution: Contribution, sealed: bytes) -> None:
         self.restore(contribution, sealed)
         self._beat_due_s = self._now_s
-        for peer in sorted({*self.members, *(status.peer for status in self._turn.at_head())}):
+        for peer in listeners.of_contribution(self._turn, self.figures.dialled):
             self._out.send(peer, contribution, sealed)
 
     def _take_offer(self, sender: PeerId, offer: MergeOffer, sealed: bytes) -> None:
@@ -357,8 +370,10 @@ class Participant:
             self._out.send(self.leader, offer, sealed)
 
     def _blob_stored(self, root: Digest) -> None:
+        waiting = self._exchange.docket.get(root)
+        if waiting is None or self.me.peer not in waiting.holders:
+            self._holding.add(root)
         self._exchange.stored(root, self.chain.version)
-        self._holding.add(root)
 
     # ---------------------------------------------------------------- commits and heads
 
@@ -392,6 +407,10 @@ class Participant:
             self._out.send(self.leader, Holding(self.chain.head, self.me.incarnation, roots))
         if not self._passage.is_under_way:
             self._turn.pass_on(self._out)
+        if self._turn.takes_the_lead():
+            self._words.next()
+            self._turn.ask_all(self._words.say(), self._out)
+            self.presence.answers.say(self._words.said, self._now_s)
         if self.is_leader and not self.syncing:
             hinted = self._leadership.lead(self.figures, self._now_s)
             if hinted is not None:
@@ -403,7 +422,8 @@ class Participant:
 
     def _beat(self) -> None:
         status = self.status()
-        for peer in listeners.of_heartbeat(self._turn, self._beats, self._round.heartbeat_s, self._beaten_view):
+        self.presence.answers.say(self._words.say(), self._now_s)
+        for peer in listeners.of_heartbeat(self._turn, self._words.count, self._round.heartbeat_s, self._beaten_view):
             self._out.send(peer, status)
         self._beaten_view = self.view
 

@@ -3,29 +3,35 @@
 from __future__ import annotations
 
 import math
+from typing import Final
 
 from swarm.chain import ChainState, is_majority
 from swarm.identity import PeerId
 from swarm.messages import Activity, PeerStatus
+from swarm.round.answers import Answers
 from swarm.round.roll import MAX_HEARD, Heard, Roll
 
-_NOT_AWAITED = (Activity.SYNCING, Activity.LEAVING)
+MAX_FORWARDERS: Final = 4  # peers that are asked, one after the other, to pass one message on
+_NOT_AWAITED: Final = (Activity.SYNCING, Activity.LEAVING)
 
 
 class Presence:
-    """Statuses and silences. Silence counts from the last word or from when we began to listen, whichever is later: a member
-    not heard of since is here until its silence is long enough to say otherwise. Members speak to their leader alone, so
-    who takes the lead knows nothing of them yet and begins to listen then."""
+    """Statuses, answers and silences. `is_live`: a status was heard lately, by whatever path. `is_here`, at a leader: it
+    hears us, too. Silence counts from the last word or from when we began to listen, whichever is later: a member not heard
+    of since is here until its silence is long enough to say otherwise. Members speak to their leader alone, so who takes the
+    lead knows nothing of them yet and begins to listen then."""
 
-    def __init__(self, me: PeerId, silence_s: float) -> None:
+    def __init__(self, me: PeerId, silence_s: float, heartbeat_s: float = 0.0) -> None:
         self.me = me
-        self.roll = Roll()
+        self.roll = Roll(silence_s)
+        self.answers = Answers(me, silence_s + 2 * heartbeat_s)  # an answer is on its way for two heartbeats
         self.head_since_s = 0.0
         self.majority_s = 0.0  # when a majority of the members was last here
         self.regained_s = 0.0  # since when it has been, without a break
         self._has_majority = True
         self.roster_s = 0.0  # when anyone of the roster was, ourselves among them if we are in it
         self._listens_since_s = 0.0
+        self._dialled: tuple[PeerId, ...] = ()  # who answered a fresh dial of ours lately
         self._given_up: set[PeerId] = (
             set()
         )  # leaders whose silence made us turn to another: only a word brings them back
@@ -33,7 +39,7 @@ class Presence:
         self._sorted_at: ChainState | None = None  # what the three below refer to
         self._at_head: dict[PeerId, Heard] = {}
         self._ahead: dict[PeerId, Heard] = {}
-        self._lowest: PeerId | None = None  # of those at our head, or None where that is not known
+        self._first: PeerId | None = None  # of those at our head in the order of leaders, or None: not known
 
     def start(self, now_s: float) -> None:
         """A new head, or the first fact."""
@@ -42,24 +48,62 @@ class Presence:
         self.listen(now_s)
 
     def listen(self, now_s: float) -> None:
-        """Silences count from here."""
+        """Silences count from here, and answers to what we say from now on."""
         self._listens_since_s = self.majority_s = self.roster_s = now_s
+
+    def resume(self, gap_s: float, now_s: float) -> None:
+        """This process did not run for `gap_s`: nobody was silent to us in that time, and nobody has answered us yet."""
+        self.roll.wait_for(gap_s)
+        self.listen(now_s)
+        self.answers.begin()
 
     def give_up(self, leader: PeerId) -> None:
         """Its silence was long enough at this head: nobody waits for it once more."""
         self._given_up.add(leader)
 
-    def hear(self, status: PeerStatus, sealed: bytes, now_s: float) -> bool:
-        """Takes a status; returns whether the peer is new here or back."""
-        is_new = self.roll.hear(status, sealed, now_s)
+    @property
+    def given_up(self) -> frozenset[PeerId]:
+        """Leaders who were silent in their turn at this head."""
+        return frozenset(self._given_up)
+
+    def hear(self, status: PeerStatus, sealed: bytes, now_s: float, age_s: float | None = None) -> bool:
+        """Takes a status from its author, or one that was said `age_s` ago to somebody else; returns whether the peer is new
+        here or back."""
+        known = self.roll.get(status.peer)
+        is_new = self.roll.hear(status, sealed, now_s, age_s)
+        if (known.status.dialled if known is not None else ()) != status.dialled:
+            self._first = None
+        self.answers.hear(status.peer, status.answer)
         self._note(status.peer)
         if len(self._at_head) + len(self._ahead) > 2 * MAX_HEARD:
             self._sorted_at = None  # strangers that the roll has forgotten
         return is_new
 
-    def leave(self, peer: PeerId) -> bool:
-        """Notes a goodbye; returns whether the peer was here."""
-        was_here = self.roll.leave(peer)
+    def attest(self, dialled: tuple[PeerId, ...]) -> None:
+        """These answered a fresh dial of ours lately, and nobody else."""
+        if dialled != self._dialled:
+            self.roll.attest(self.me, dialled, self._dialled)
+            self._dialled, self._first = dialled, None
+
+    def carriers(self, author: PeerId) -> tuple[PeerId, ...]:
+        """Peers that may hold what an author has announced, as it is connected to them: those that it has dialled."""
+        heard = self.roll.get(author)
+        dialled = () if heard is None else heard.status.dialled
+        return tuple(peer for peer in dialled if peer not in (author, self.me))
+
+    def forwarders(self, to: PeerId) -> tuple[PeerId, ...]:
+        """Who may pass a message on to `to`, the best guess first: who is connected to both, to it, to us, and others that
+        somebody could dial."""
+        theirs = self.carriers(to)
+        both = [peer for peer in theirs if peer in self._dialled]
+        others = sorted(self.roll.attested, key=lambda peer: peer.raw)
+        found = dict.fromkeys((*both, *theirs, *self._dialled, *others))
+        there = (peer for peer in found if peer not in (to, self.me) and not self.has_left(peer))
+        return tuple(there)[:MAX_FORWARDERS]
+
+    def leave(self, peer: PeerId, incarnation: int) -> bool:
+        """Notes a goodbye of that process of the peer's; returns whether the peer was here."""
+        was_here = self.roll.leave(peer, incarnation)
         self._note(peer)
         return was_here
 
@@ -73,14 +117,23 @@ class Presence:
         here = [heard.status for heard in self._at_head.values() if now_s - heard.at_s <= self._silence_s]
         return tuple(sorted(here, key=lambda status: status.peer.raw))
 
-    def lowest_at_head(self, chain: ChainState, now_s: float) -> PeerId:
-        """The lowest id among those heard lately who stand at our head, and ours."""
+    def answering(self, chain: ChainState, now_s: float) -> tuple[PeerStatus, ...]:
+        """Those of them who have answered us lately."""
+        return tuple(one for one in self.at_head(chain, now_s) if self.answers.has(one.peer, now_s))
+
+    def first_at_head(self, chain: ChainState, now_s: float) -> PeerId:
+        """Who leads where there is no roster: of those heard lately who stand at our head, and us, the lowest id that
+        somebody else has dialled; where there is none such, the lowest."""
         self._sort(chain)
-        lowest = None if self._lowest is None else self._at_head.get(self._lowest)
-        if lowest is None or now_s - lowest.at_s > self._silence_s:
-            here = self.at_head(chain, now_s)
-            self._lowest = here[0].peer if here else None
-        return self.me if self._lowest is None else min(self.me, self._lowest)
+        first = None if self._first is None else self._at_head.get(self._first)
+        if first is None or now_s - first.at_s > self._silence_s:
+            here = (status.peer for status in self.at_head(chain, now_s))
+            self._first = min(here, key=self.turn_of, default=None)
+        return self.me if self._first is None else min(self.me, self._first, key=self.turn_of)
+
+    def turn_of(self, peer: PeerId) -> tuple[bool, bytes]:
+        """Where a peer stands in the order of leaders while there is no roster."""
+        return not self.roll.is_attested(peer), peer.raw
 
     def ahead_of(self, chain: ChainState, now_s: float) -> tuple[PeerStatus, ...]:
         """The statuses of those heard lately whose head ranks above ours, best first."""
@@ -103,7 +156,7 @@ class Presence:
             return
         if self._sorted_at is None or self._sorted_at.head != chain.head:
             self._sorted_at = chain
-            self._at_head, self._ahead, self._lowest = {}, {}, None
+            self._at_head, self._ahead, self._first = {}, {}, None
             for heard in self.roll.lately(math.inf, math.inf):
                 self._note(heard.status.peer)
 
@@ -115,8 +168,8 @@ class Presence:
             return
         if heard.status.head == chain.head:
             self._at_head[peer] = heard
-            if self._lowest is not None and peer < self._lowest:
-                self._lowest = peer
+            if self._first is not None and self.turn_of(peer) < self.turn_of(self._first):
+                self._first = peer
         elif key_of(heard.status) > chain.key and heard.status.head not in chain.barred:
             self._ahead[peer] = heard
 
@@ -135,17 +188,28 @@ class Presence:
         listens = now_s - self._listens_since_s <= self._silence_s and peer not in self._given_up
         return listens or peer == self.me
 
+    def is_here(self, peer: PeerId, now_s: float) -> bool:
+        """At a leader: whether a member has answered lately, or may still do so since we began to listen, or since it has
+        spoken to us again after a silence."""
+        heard = self.roll.get(peer)
+        if peer == self.me or (heard is not None and heard.left):
+            return peer == self.me
+        if now_s - self._listens_since_s <= self._silence_s and peer not in self._given_up:
+            return True
+        is_back = heard is not None and now_s - heard.back_s <= self._silence_s
+        return (is_back or self.answers.has(peer, now_s)) and self.is_live(peer, now_s)
+
     def is_awaited(self, peer: PeerId, now_s: float) -> bool:
-        """Whether a round should wait for a member: live, and not on its way out or behind."""
+        """Whether a round should wait for a member: here, and not on its way out or behind."""
         heard = self.roll.get(peer)
         busy = heard is None or heard.status.activity not in _NOT_AWAITED
-        return peer == self.me or (busy and self.is_live(peer, now_s))
+        return peer == self.me or (busy and self.is_here(peer, now_s))
 
     def note_members(self, roster: tuple[PeerId, ...], members: tuple[PeerId, ...], now_s: float) -> None:
         """Keeps `roster_s`, `majority_s` and `regained_s` up to date."""
         if any(self.is_live(peer, now_s) for peer in roster):
             self.roster_s = now_s
-        has_majority = not members or is_majority(sum(self.is_live(peer, now_s) for peer in members), len(members))
+        has_majority = not members or is_majority(sum(self.is_here(peer, now_s) for peer in members), len(members))
         if has_majority:
             self.majority_s = now_s
         if has_majority and not self._has_majority:

@@ -1,7 +1,7 @@
 """Whose turn it is to lead: views, rosters and followers, seen from one peer at its head.
 
-A view has one rightful leader, `roster_sorted[view mod n]`. Where there is no roster, the lowest id among those here leads,
-and says who starts.
+A view has one rightful leader, `chain.order[view mod n]`: dialable members come before the others. Where there is no roster,
+the first by the same order among those here leads, and says who starts.
 """
 
 from __future__ import annotations
@@ -34,15 +34,19 @@ class Views:
         self.is_led = False
         self.knows = False  # whether anyone has led us since we started or caught up; else any view may be the one
 
-    def accepts(self, sender: PeerId, view: int, roster: tuple[PeerId, ...]) -> bool:
+    def accepts(self, sender: PeerId, view: int, order: tuple[PeerId, ...]) -> bool:
         """Whether `sender` may lead us in `view`: its rightful leader, and at most one turn of the roster ahead."""
-        farthest = self.view + len(roster) if self.knows else MAX_VIEW
-        return leader_of(view, roster) == sender and (view == self.view or (not self.is_led and view <= farthest))
+        farthest = self.view + len(order) if self.knows else MAX_VIEW
+        return leader_of(view, order) == sender and (view == self.view or (not self.is_led and view <= farthest))
 
     def led(self, now_s: float) -> None:
         """The leader of our view was heard."""
         self.leader_heard_s = now_s
         self.is_led = self.knows = True
+
+    def resume(self, now_s: float) -> None:
+        """We did not run for a while: our leader was not silent to us in that time."""
+        self.leader_heard_s = now_s
 
     def enter(self, view: int, now_s: float) -> None:
         """Turns to a view whose leader has not been heard yet."""
@@ -82,6 +86,8 @@ class Turn:
         self._roll_call = Looks(0, ROLL_CALL_S)
         self._search = Looks()
         self._electorate: tuple[tuple[PeerId, ...], frozenset[PeerId]] = ((), frozenset())
+        self._order: tuple[ChainState | None, tuple[PeerId, ...]] = (None, ())
+        self._led_view: int | None = None  # in which we have told the members that we lead
 
     # ---------------------------------------------------------------- reading
 
@@ -114,10 +120,17 @@ class Turn:
         return self._electorate[1]
 
     @property
+    def order(self) -> tuple[PeerId, ...]:
+        """The roster in the order in which its members lead."""
+        if self._order[0] is not self.chain:
+            self._order = (self.chain, self.chain.order)
+        return self._order[1] if self.roster else ()
+
+    @property
     def leader(self) -> PeerId:
-        """The rightful leader of our view; where there is no roster, the lowest id among those here."""
-        rightful = leader_of(self.view, self.roster)
-        return rightful or self.presence.lowest_at_head(self.chain, self._now_s)
+        """The rightful leader of our view; where there is no roster, the first of those here."""
+        rightful = leader_of(self.view, self.order)
+        return rightful or self.presence.first_at_head(self.chain, self._now_s)
 
     @property
     def is_ours(self) -> bool:
@@ -127,10 +140,14 @@ class Turn:
         """Statuses of those heard lately who stand at our head."""
         return self.presence.at_head(self.chain, self._now_s)
 
+    def answering(self) -> tuple[PeerStatus, ...]:
+        """Those of them who have answered us, their leader."""
+        return self.presence.answering(self.chain, self._now_s)
+
     def is_followed(self) -> bool:
-        """Whether a majority of the members stands at our head in our view, as far as we have heard lately."""
-        at_head = self.at_head()
-        following = {one.peer for one in at_head if one.view == self.view or not self.roster} & self.electorate
+        """Whether a majority of the members stands at our head in our view, and has answered us since we lead it."""
+        answering = self.answering()
+        following = {one.peer for one in answering if one.view == self.view or not self.roster} & self.electorate
         return is_majority(len(following | {self.presence.me}), len(self.members))
 
     # ---------------------------------------------------------------- what moves it
@@ -148,8 +165,8 @@ class Turn:
         """Keeps the roll, and who is here of roster and members, up to date."""
         self.presence.roll.forget_silent(self._now_s)
         if self._roll_call.is_due(len(self.chain.roster) + len(self.opened), self._now_s):
-            counts = self.is_ours or not self.roster  # whether there is a majority is its leader's affair
-            self.presence.note_members(self.chain.roster, self.members if counts else (), self._now_s)
+            members = self.members if self.is_ours else ()  # whether there is a majority is its leader's affair
+            self.presence.note_members(self.chain.roster, members, self._now_s)
 
     def accept(self, sender: PeerId, view: int, out: Outbox) -> bool:
         """Whether `sender` may lead us in `view`; if so, we are in it from now on."""
@@ -158,7 +175,7 @@ class Turn:
         else:
             if self.is_ours:
                 self._views.is_led = self.is_followed()
-            accepted = self._views.accepts(sender, view, self.roster)
+            accepted = self._views.accepts(sender, view, self.order)
             if accepted and view != self.view:
                 self._enter(view, f"{sender} leads it", out)
         if accepted:
@@ -198,18 +215,48 @@ class Turn:
 
     def move(self, chain: ChainState, committed_view: int | None) -> None:
         """A new head, by a commit of that view's leader or by catching up (None)."""
+        old, led = self.chain, self.is_ours
         self.chain, self.opened = chain, ()
         self.presence.start(self._now_s)
         if committed_view is None:
             self._views.lose(self._now_s)
         else:
-            self._views.enter(committed_view, self._now_s)  # it works: whoever had given up on it comes back
+            # It works: whoever had given up on it comes back.
+            self._views.enter(view_after(committed_view, old.order, chain), self._now_s)
             self._views.led(self._now_s)
+        if led and self.is_ours:
+            self._led_view = self.view
+
+    def resume(self, gap_s: float) -> None:
+        """This process did not run for `gap_s`."""
+        self.presence.resume(gap_s, self._now_s)
+        self._views.resume(self._now_s)
+        self._led_view = None
+
+    def takes_the_lead(self) -> bool:
+        """Whether we have just become the leader of a view: we know nothing of the members, and they have to answer us."""
+        led_view = self.view if self.is_ours else None
+        is_new = led_view is not None and led_view != self._led_view
+        self._led_view = led_view
+        if is_new:
+            self.presence.listen(self._now_s)
+            self.presence.answers.begin()
+        return is_new
+
+    def ask_all(self, beat: int, out: Outbox) -> None:
+        """A new leader asks the members where they stand."""
+        for peer in self.members:
+            out.send(peer, NewView(self.view, self.chain.head, beat))
 
     def _enter(self, view: int, reason: str, out: Outbox) -> None:
         self._views.enter(view, self._now_s)
         out.happened(ViewChanged(view, self.leader, reason[:400]))
-        if self.is_ours:
-            self.presence.listen(self._now_s)
-            for peer in self.members:
-                out.send(peer, NewView(view, self.chain.head))
+
+
+def view_after(view: int, order: tuple[PeerId, ...], chain: ChainState) -> int:
+    """The view in which the head behind a commit begins, that the leader of `view` in that `order` made: its leader goes on,
+    if it is a member still and no dialable one has to lead in its place; else the first in the new order does."""
+    leader, after = leader_of(view, order), chain.order
+    if leader in after and (chain.is_dialable(leader) or not chain.is_dialable(after[0])):
+        return view + (after.index(leader) - view) % len(after)
+    return view + -view % max(1, len(after))

@@ -207,7 +207,7 @@ class Crowd:
     def _end(self, host: Host) -> None:
         if self._chance.random() < LEAVES:
             for peer in host.machine.farewells():
-                self._send(host, Send(peer, Goodbye("done")))
+                self._send(host, Send(peer, Goodbye("done", 1)))
         host.is_alive = False
         del self.hosts[host.id]
         self.join()

@@ -102,7 +102,7 @@ class Fate:
         if life is None:
             return
         life.machine.leaving = True
-        goodbye = Goodbye("left on purpose")
+        goodbye = Goodbye("left on purpose", life.machine.me.incarnation)
         for heard in life.machine.presence.roll.all():
             self._world.traffic.send(life, heard.status.peer, goodbye, seal(peer.id, goodbye))
         self._world.crash(peer, None)
@@ -140,7 +140,7 @@ class Fate:
         if turn % 2:
             view += (roster.index(me) - view) % len(roster)  # its own view, two to four turns ahead
             view += len(roster)
-        messages: list[object] = [NewView(view, chain.head), CutHint(view, chain.head, "because I say so")]
+        messages: list[object] = [NewView(view, chain.head, 1), CutHint(view, chain.head, "because I say so")]
         commit = self._world.traffic.lone_commit(life, view)
         messages += [] if commit is None else [commit]
         for peer in roster:

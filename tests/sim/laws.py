@@ -5,6 +5,7 @@ The laws are computed from what the world saw, not from what the product says of
 
 from __future__ import annotations
 
+import math
 from dataclasses import dataclass
 from typing import TYPE_CHECKING
 
@@ -14,7 +15,7 @@ from swarm.digest import Digest
 from swarm.identity import PeerId
 from swarm.messages import Commit, Contribution, record_digest
 from swarm.round.commits import roots_of
-from swarm.round.facts import Fact, Received
+from swarm.round.facts import Effect, Fact, Received, Send
 from tests.sim.books import LawBroken
 from tests.sim.faults import DiskFull, Freeze, Lossy, Partition, Slow, SlowDisk, SlowLink, Usurper, Withhold
 from tests.sim.reference import Numbers
@@ -109,6 +110,7 @@ class Laws:
         for entry in commit.commit.entries:
             self._check_entry(parent.chain, chain, entry)
         self._check_barred(parent.chain, chain, commit)
+        self._check_members(parent.chain, chain, commit.commit)
         self.num_minority += commit.commit.minority
         self.num_merges += merge is not None
         self.num_barred += len(commit.commit.barred)
@@ -160,6 +162,18 @@ class Laws:
             if 2 * len(witnesses) <= len(parent.roster):
                 raise LawBroken("a majority bars", f"head {head} is barred by {len(witnesses)} of {len(parent.roster)}")
 
+    def _check_members(self, parent: ChainState, chain: ChainState, commit: CommitList) -> None:
+        """Who is dialable was dialled, and remains so for two commits more; since when each is a member is remembered."""
+        before = dict(zip(parent.roster, zip(parent.entered, parent.dialable, strict=True), strict=True))
+        said = dict(zip(chain.roster, commit.dialable or bytes(len(chain.roster)), strict=True))
+        for peer, entered, lives in zip(chain.roster, chain.entered, chain.dialable, strict=True):
+            known = self._world.by_id(peer)
+            if said[peer] == 1 and known is not None and not known.is_dialable:
+                raise LawBroken("dialable is who was dialled", f"version {chain.version} says so of {known.name}")
+            since, left = before.get(peer, (chain.version, 0))
+            if (entered, lives) != (since, {0: max(0, left - 1), 1: 3, 2: 0}[said[peer]]):
+                raise LawBroken("dialable is who was dialled", f"version {chain.version}: {entered}, {lives} of {peer}")
+
     def is_merged(self, old: ChainState, new: ChainState) -> bool:
         """Whether a branch was merged, or a merge undone, between two heads: a mean of states conserves tokens alone."""
         return self.known[old.head].merges != self.known[new.head].merges
@@ -173,7 +187,8 @@ class Laws:
         said = tuple(getattr(entry, name) for name in ("author", "incarnation", "seq", "steps", "root"))
         if made is None or said != (made.author, made.incarnation, made.seq, made.steps, made.root):
             raise LawBroken("a number means one blob", f"version {chain.version} lists what was never cut: {said}")
-        rounds = max(1, parent.version - made.since_version + 1)
+        entered = dict(zip(parent.roster, parent.entered, strict=True)).get(made.author, parent.version)
+        rounds = min(3, max(1, parent.version - max(made.since_version, entered) + 1))
         due = min(made.tokens, rounds * self._world.config.lease_tokens)
         if entry.tokens != due:  # type: ignore[attr-defined]
             raise LawBroken("tokens are capped", f"{entry.tokens} tokens are listed where {due} are due")  # type: ignore[attr-defined]
@@ -221,8 +236,9 @@ class Laws:
             self._check_sizes(life)
 
     def _check_accepted(self, life: Life, sender: PeerId, commit: Commit) -> None:
-        roster = life.machine._turn.roster
-        if roster and roster[commit.view % len(roster)] != sender:
+        roster, chain = life.machine._turn.roster, life.machine.chain
+        order = sorted(roster, key=lambda peer: (not chain.dialable[chain.roster.index(peer)], peer.raw))
+        if order and order[commit.view % len(order)] != sender:
             raise LawBroken("one leader a view", f"{life.peer.name} follows {sender} in view {commit.view}")
 
     @staticmethod
@@ -238,6 +254,10 @@ class Laws:
             return
         life.issued = commit
         now_s = self._world.now_s
+        silent = life.machine.presence._given_up & set(commit.commit.roster)
+        said = dict(zip(commit.commit.roster, commit.commit.dialable or bytes(len(commit.commit.roster)), strict=True))
+        if any(said[peer] != 2 for peer in silent):
+            raise LawBroken("who was silent in its turn leads last", f"{life.peer.name} says {said}")
         for root in (entry.root for entry in commit.commit.entries):
             members = [peer for peer in map(self._world.by_id, roster) if peer is not None]
             holders = [peer for peer in members if self._held(peer, root, life.machine.chain)]
@@ -248,6 +268,40 @@ class Laws:
             if 2 * heard > len(roster) or not commit.commit.minority:
                 text = f"{life.peer.name} lists what {len(holders)} of {len(roster)} hold, having heard {heard}"
                 raise LawBroken("a majority holds it", text)
+
+    def check_effects(self, life: Life, effects: list[Effect]) -> None:
+        """What it has just decided; it may be frozen before it is done."""
+        for one in effects:
+            if (
+                type(one) is Send
+                and type(one.message) is Commit
+                and one.sealed is None
+                and one.message is not life.decided
+            ):
+                life.decided = one.message
+                self._check_decided(life, one.message)
+
+    def _check_decided(self, life: Life, commit: Commit) -> None:
+        """A leader that commits is heard by a majority, or was without one for all of the isolation time, while it ran."""
+        now_s, roster = self._world.now_s, life.machine._turn.roster
+        if not roster or life.peer.number in self._world.usurpers:
+            return
+        one = self._round
+        if commit.commit.minority:
+            if len(roster) > 1 and now_s - life.resumed_s < self.isolation_s / (1.05 * life.peer.clock_rate):
+                raise LawBroken("who did not run hears the others first", f"{life.peer.name} commits alone at once")
+            return
+        patience_s = 1.05 * (one.leader_timeout_s + 2 * one.heartbeat_s) / life.peer.clock_rate
+        peers = [peer for peer in map(self._world.by_id, roster) if peer is not None]
+        hearing = sum(now_s - peer.words_s.get(life.peer.id, -math.inf) <= patience_s for peer in peers)
+        if 2 * (hearing + 1) <= len(roster):
+            raise LawBroken("a leader is heard", f"{life.peer.name} commits, heard by {hearing} of {len(roster)}")
+
+    def check_age(self, life: Life, received: Received, before_s: float) -> None:
+        """What others heard some time ago makes nobody be here. `before_s`: when its author was heard, before this."""
+        heard, age_s = life.machine.presence.roll.get(received.message.peer), received.age_s or 0.0
+        if heard is not None and heard.at_s > max(life.clock_s() - age_s, before_s) + 1e-6:
+            raise LawBroken("nothing stale is here", f"{life.peer.name} takes what is {age_s:.0f} s old as new")
 
     def check_moves_to(self, life: Life, commit: Commit) -> None:
         """Nothing is applied before it is whole."""
@@ -319,7 +373,7 @@ class Laws:
     def _in_order(self) -> list[Life]:
         """Processes that nothing is wrong with now, and that reach each other."""
         world, now_s = self._world, self._world.now_s
-        lives = [life for life in world.lives() if not life.is_starting and life.peer.is_dialable]
+        lives = [life for life in world.lives() if not life.is_starting]
         for fault in world.fate.faults:
             if not getattr(fault, "from_s", now_s + 1) <= now_s < getattr(fault, "to_s", now_s):
                 continue
@@ -336,7 +390,8 @@ class Laws:
         for one in world.traffic.partitions:
             if any(cuts(one, a.peer.number, b.peer.number) for a in lives for b in lives if a is not b):
                 return []
-        return [life for life in lives if life.peer.number not in world.fate.liars]
+        lives = [life for life in lives if life.peer.number not in world.fate.liars]
+        return lives if any(life.peer.is_dialable for life in lives) else []
 
 
 def _rank(chain: ChainState) -> tuple[int, int, bytes]:

@@ -7,17 +7,19 @@ order in which the product made them, with time in between, so that a process ma
 
 from __future__ import annotations
 
+import math
 from collections.abc import Callable, Generator
 from dataclasses import dataclass, field
 from functools import partial
-from typing import TYPE_CHECKING, Any
+from typing import TYPE_CHECKING, Any, TypeGuard
 
 from peer import handoff as work
 from swarm.chain import MAX_AGE_VERSIONS, ChainState
 from swarm.digest import Digest
 from swarm.errors import StateError
 from swarm.identity import PeerId
-from swarm.messages import StateRecord, record_digest
+from swarm.messages import PeerStatus, StateRecord, record_digest
+from swarm.net.forward import ForwardLimits
 from swarm.round.facts import (
     CatchUpEnded,
     CutDone,
@@ -27,6 +29,8 @@ from swarm.round.facts import (
     HeadReached,
     Measured,
     MergePrepared,
+    Received,
+    Resumed,
     Tick,
 )
 from swarm.round.own import Self
@@ -46,6 +50,7 @@ Process = Generator[float, None, Any]
 
 ENCODE_S = 0.3
 APPLY_S = 0.2
+PAUSE_TICKS = 2.5  # a process that took no fact for so long did not run
 SERVED = 2  # states that stay to be fetched after they were asked for
 PINNED_VERSIONS = MAX_AGE_VERSIONS + 2  # as in the product's node
 
@@ -66,6 +71,7 @@ class Peer:
     uplink_free_s: float = 0.0
     lives: int = 0
     life: Life | None = None
+    words_s: dict[PeerId, float] = field(default_factory=dict)  # of leaders, by sender: when the last one was taken
 
     @property
     def name(self) -> str:
@@ -86,7 +92,9 @@ class Life:
     outputs: int = 0  # writes and reports so far
     facts: int = 0  # that its machine took
     heard_s: dict[PeerId, float] = field(default_factory=dict)  # by sender
-    issued: Commit | None = None  # the last commit that it issued itself
+    resumed_s: float = 0.0  # since when it runs
+    decided: Commit | None = None  # the last commit that it made itself,
+    issued: Commit | None = None  # and the last one that it began to send
     account: Account = field(init=False)
     machine: Participant = field(init=False)
     shop: Workshop = field(init=False)
@@ -96,6 +104,8 @@ class Life:
     beside: ChainState | None = None  # of the state that our branch waits to be merged into
     adopting: StateRecord | None = None
     refused: frozenset[Digest] = frozenset()  # states that could not be used
+    dialled: tuple[PeerId, ...] = ()
+    forwards: ForwardLimits = field(default_factory=ForwardLimits)  # what it passes on for others
     served: tuple[StateRecord, ...] = ()  # lately, to whoever catches up
     held_back: list[Callable[[], None]] = field(default_factory=list)
     _pinned: dict[Digest, int] = field(default_factory=dict)
@@ -107,6 +117,7 @@ class Life:
     def begin(self, passed_over: int) -> None:
         """From disk, or from version 0. Raises StateError: the disk is full."""
         world, peer = self.world, self.peer
+        self.stepped_s = self.resumed_s = world.now_s
         self.shop = Workshop(self, world.config, world.math, world.books)
         self.shop.begin(peer.disk, world.genesis, passed_over, 1 + int(world.now_s))
         replica = self.replica
@@ -162,15 +173,22 @@ class Life:
     def take(self, fact: Fact) -> None:
         """One step of the machine, its laws, and its effects."""
         world, machine = self.world, self.machine
-        self.stepped_s = world.now_s
+        gap_s, self.stepped_s = world.now_s - self.stepped_s, world.now_s
+        if gap_s > PAUSE_TICKS * world.tick_s:
+            self.take(Resumed(gap_s * self.peer.clock_rate))
         world.num_events += 1
         before = machine.chain
+        known = machine.presence.roll.get(fact.message.peer) if _is_status(fact) else None
+        before_s = -math.inf if known is None else known.at_s
         effects = machine.step(fact, self.clock_s())
+        if _is_status(fact):
+            world.laws.check_age(self, fact, before_s)
         if machine.chain is not before:
             world.laws.check_move(self, before, machine.chain)
             world.has_moved = True
         world.laws.check_step(self, fact)
         if effects:
+            world.laws.check_effects(self, effects)
             self._perform(effects)
         if machine.view != self._view:
             self._view = machine.view
@@ -273,7 +291,14 @@ class Life:
 
     def _measure(self) -> None:
         one = self._progress
-        self.take(Measured(Figures(tokens_since_cut=one.tokens_since_cut, steps_since_cut=one.steps_since_cut)))
+        work = {"tokens_since_cut": one.tokens_since_cut, "steps_since_cut": one.steps_since_cut}
+        self.take(Measured(Figures(**work, dialled=self.dialled)))
+
+    def dial(self, others: tuple[PeerId, ...]) -> None:
+        """These answered a fresh dial."""
+        if others != self.dialled:
+            self.dialled = others
+            self._measure()
 
     # ---------------------------------------------------------------- blobs
 
@@ -291,3 +316,7 @@ class Life:
 
     def has(self, root: Digest) -> bool:
         return self.shop.store.has(root)
+
+
+def _is_status(fact: Fact) -> TypeGuard[Received]:
+    return type(fact) is Received and type(fact.message) is PeerStatus

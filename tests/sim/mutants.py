@@ -35,9 +35,12 @@ from swarm.allreduce.merge import after_merge
 from swarm.allreduce.outer import outer_step
 from swarm.allreduce.shared import SharedState
 from swarm.chain import ChainState
+from swarm.round.answers import Answers
 from swarm.round.docket import Waiting
 from swarm.round.facts import CutDone
 from swarm.round.passage import Passage
+from swarm.round.presence import Presence
+from swarm.round.roll import Roll
 from swarm.round.turn import Turn, Views
 from tests.sim.disk import Written
 from tests.sim.scenario import make, play
@@ -259,6 +262,50 @@ def _ignore_barred() -> None:
     chain_module.apply = catch_up_module.apply = apply
 
 
+# ---------------------------------------------------------------- dialability, hops, answers, pauses
+
+
+def _everybody_is_dialable() -> None:
+    Roll.attested = property(lambda self: frozenset(self._heard))  # type: ignore[assignment, method-assign]
+
+
+def _dialable_for_ever() -> None:
+    chain_module.DIALABLE_COMMITS = 100  # type: ignore[misc]
+
+
+def _leaders_in_order_of_ids() -> None:
+    ChainState.order = property(lambda self: self.roster)  # type: ignore[assignment, method-assign]
+
+
+def _silent_leaders_lose_nothing() -> None:
+    Presence.given_up = property(lambda self: frozenset())  # type: ignore[assignment, method-assign]
+
+
+def _no_hop() -> None:
+    Presence.forwarders = lambda self, to: ()  # type: ignore[method-assign]
+
+
+def _hearing_is_an_answer() -> None:
+    Answers.has = lambda self, member, now_s: True  # type: ignore[method-assign]
+
+
+def _old_words_are_new() -> None:
+    real = Roll.hear
+
+    def hear(self: Roll, status: Any, sealed: bytes, now_s: float, age_s: float | None = None) -> bool:
+        return real(self, status, sealed, now_s, None if age_s is None else 0.0)
+
+    Roll.hear = hear  # type: ignore[method-assign]
+
+
+def _a_pause_is_silence() -> None:
+    Turn.resume = lambda self, gap_s: None  # type: ignore[method-assign]
+
+
+def _an_author_says_since_when() -> None:
+    ChainState.entered_at = lambda self, peer: 0  # type: ignore[method-assign]
+
+
 def _never_catch_up() -> None:
     Passage.look_ahead = lambda self, now_s: None  # type: ignore[method-assign]
 
@@ -286,6 +333,15 @@ MUTANTS = (
     Mutant("the lower head wins", _take_the_lower_head),
     Mutant("barred heads are ignored", _ignore_barred),
     Mutant("a better head is not looked for", _never_catch_up),
+    Mutant("everybody counts as dialable", _everybody_is_dialable),
+    Mutant("who was dialable once is so for ever", _dialable_for_ever),
+    Mutant("leaders take turns in the order of ids alone", _leaders_in_order_of_ids),
+    Mutant("a leader that was silent in its turn loses nothing", _silent_leaders_lose_nothing),
+    Mutant("nothing is passed on by one hop", _no_hop),
+    Mutant("who is heard of counts as answering", _hearing_is_an_answer),
+    Mutant("what others heard some time ago counts as new", _old_words_are_new),
+    Mutant("a pause counts as silence of the others", _a_pause_is_silence),
+    Mutant("an author's word alone says since when it worked", _an_author_says_since_when),
 )
 
 

@@ -125,8 +125,6 @@ def _faults(chance: random.Random, peers: int) -> tuple[Fault, ...]:
     found: list[Fault] = []
     if chance.random() < 0.2:
         found.append(kinds.Skew(chance.randrange(peers), chance.uniform(0.98, 1.02), chance.uniform(-20.0, 20.0)))
-    if chance.random() < 0.12:
-        found.append(kinds.Hidden(chance.randrange(peers)))
     names, weights = zip(*((make_one, weight) for make_one, weight in KINDS), strict=True)
     makers: list[Callable[[random.Random, int], Fault | None]] = chance.choices(
         names, weights, k=chance.choice((1, 2, 2, 3, 3, 4, 5, 6))
@@ -143,7 +141,19 @@ def _faults(chance: random.Random, peers: int) -> tuple[Fault, ...]:
             gone.add(one.peer)  # type: ignore[union-attr]
         if one not in found:
             found.append(one)
-    return tuple(found)
+    return (*_hidden(chance, peers, found), *found)
+
+
+def _hidden(chance: random.Random, peers: int, faults: list[Fault]) -> list[Fault]:
+    """In a third of the schedules some are behind NAT; one that cannot be is there to the end, but for its accidents."""
+    if chance.random() >= 1 / 3:
+        return []
+    lost = {one.peer for one in faults if isinstance(one, kinds.Crash) and one.disk is Disk.LOST}
+    gone = {one.peer for one in faults if isinstance(one, kinds.Leave) or getattr(one, "back_s", 0.0) is None}  # type: ignore[union-attr]
+    stay = [number for number in range(peers) if number not in gone | lost] or [0]
+    public = {chance.choice(stay)}
+    others = [number for number in range(peers) if number not in public]
+    return [kinds.Hidden(number) for number in sorted(chance.sample(others, chance.randint(1, len(others))))]
 
 
 def _span(chance: random.Random) -> tuple[float, float]:

@@ -6,6 +6,7 @@ import random
 from collections import Counter
 from collections.abc import Callable
 from functools import partial
+from itertools import pairwise
 from typing import TYPE_CHECKING, Any
 
 from peer.handoff import AdoptState, ApplyCommits, PrepareMerge
@@ -14,13 +15,16 @@ from swarm.digest import Digest
 from swarm.errors import StateError
 from swarm.identity import PeerId
 from swarm.messages import (
+    MAX_DIALLED,
     MAX_LOG_COMMITS,
     Commit,
     Contribution,
     GetLog,
     GetState,
     Holders,
+    LeaderBrief,
     Log,
+    NewView,
     PeerStatus,
     StateRecord,
 )
@@ -41,6 +45,7 @@ FETCHED_AT_ONCE = 8  # blobs of a commit log
 LOOK_S = 0.1  # between two looks whether all have answered
 LATENCY_S = 0.03  # one way; jitter doubles it at most
 BYTES_PER_S = 12.5e6
+QUESTION_BYTES = 1 << 9
 SMALL_BYTES = 1 << 16  # less than this does not queue
 
 
@@ -50,6 +55,7 @@ class Traffic:
     def __init__(self, world: World) -> None:
         self.sent: Counter[str] = Counter()  # one-way messages by kind
         self.num_bytes = 0  # of all one-way messages
+        self.num_forwarded = 0  # of them, by one hop
         self.partitions: set[Partition] = set()
         self.slow_links: set[SlowLink] = set()
         self.lossy: Lossy | None = None
@@ -73,7 +79,8 @@ class Traffic:
         if world.transcript is not None:
             world.say(f"{sender.name} -> {receiver.name}  {line_of(message)}")
         target = receiver.life
-        if target is None or not self._is_connected(life, target):
+        path = None if target is None else self._path(life, target, len(raw))
+        if target is None or path is None:
             life.after(2 * LATENCY_S, partial(life.take, Unreached(to)))
             return
         copies, late_s = 1, 0.0
@@ -81,34 +88,66 @@ class Traffic:
             chance = self._chance_of(sender, receiver)
             copies = 0 if chance.random() < self.lossy.loss else 2 if chance.random() < self.lossy.duplicate else 1
             late_s = self.lossy.late_s
-        if self.partitions:
-            copies = 0 if self.is_cut(sender, receiver) else copies
-            if not copies or self.is_cut(receiver, sender):
-                life.after(SEND_TIMEOUT_S, partial(life.take, Unreached(to)))  # nothing came back
-        elif not copies:
-            life.after(SEND_TIMEOUT_S, partial(life.take, Unreached(to)))
+        hops = list(pairwise(path))
+        if any(self.is_cut(*hop) for hop in hops):
+            copies = 0
+        if not copies or any(self.is_cut(there, here) for here, there in hops):
+            life.after(SEND_TIMEOUT_S, partial(life.take, Unreached(to)))  # nothing came back
         for _ in range(copies):
-            way_s = self._way_s(sender, receiver, len(raw))
+            way_s = sum(self._way_s(*hop, len(raw)) for hop in hops)
             if late_s:
                 way_s += self._chance_of(sender, receiver).random() * late_s
             target.after(way_s, partial(self._arrive, target, sender.id, raw))
+
+    def _path(self, life: Life, target: Life, num_bytes: int) -> tuple[Peer, ...] | None:
+        """From one to the other: directly, or by one hop over a third that is connected to both now; None: no way."""
+        if self._is_connected(life, target):
+            return life.peer, target.peer
+        for one in map(self._world.by_id, life.machine.presence.forwarders(target.peer.id)):
+            third = None if one is None else one.life
+            if (
+                third is None
+                or third.is_frozen
+                or not (self._is_connected(life, third) and self._has_link(third, target))
+            ):
+                continue
+            if third.forwards.refusal(life.peer.id, num_bytes, self._world.now_s):
+                continue
+            self.num_forwarded += 1
+            return life.peer, third.peer, target.peer
+        return None
+
+    def dial(self, life: Life) -> tuple[PeerId, ...]:
+        """Peers that answer when this one dials them: who is up, can be dialled, and is not cut off."""
+        found = []
+        for other in self._world.peers:
+            there = other.life
+            if other is life.peer or there is None or there.is_frozen or not other.is_dialable:
+                continue
+            if not self.is_parted(life.peer, other) and self._is_connected(life, there):
+                found.append(other.id)
+        first = life.peer.number % max(1, len(found))  # in a large swarm not everybody the same ones
+        return tuple((found[first:] + found[:first])[:MAX_DIALLED])
 
     def _arrive(self, target: Life, sender: PeerId, raw: bytes) -> None:
         _, message = unseal(raw)
         if isinstance(message, PeerStatus) and message.peer == sender:
             target.heard_s[sender] = self._world.now_s
+        if isinstance(message, LeaderBrief | NewView):
+            target.peer.words_s[sender] = self._world.now_s
         target.take(Received(sender, message, raw))
 
     def _is_connected(self, life: Life, target: Life) -> bool:
         """Whether one of the two has opened a connection to the other, or can open one now."""
-        ends = sorted(((life.peer.number, life.number), (target.peer.number, target.number)))
-        link = (*ends[0], *ends[1])
-        if link in self._dialled:
+        if self._has_link(life, target):
             return True
         if not target.peer.is_dialable:
             return False
-        self._dialled.add(link)
+        self._dialled.add(_link_of(life, target))
         return True
+
+    def _has_link(self, life: Life, target: Life) -> bool:
+        return _link_of(life, target) in self._dialled
 
     def _chance_of(self, sender: Peer, receiver: Peer) -> random.Random:
         pair = (sender.number, receiver.number)
@@ -139,10 +178,14 @@ class Traffic:
 
     # ---------------------------------------------------------------- questions
 
-    def _ask(self, life: Life, peer: Peer, answer_of: Callable[[Life], tuple[int, Any] | None]) -> Process:
-        """What `peer` answers, or None. `answer_of` gives the answer's length and the answer, when the question is there."""
+    def _ask(
+        self, life: Life, peer: Peer, answer_of: Callable[[Life], tuple[int, Any] | None], may_hop: bool = False
+    ) -> Process:
+        """What `peer` answers, or None. `answer_of` gives the answer's length and the answer, when the question is there.
+        `may_hop`: over a third, if there is no other way."""
         began_s = self._world.now_s
-        if peer.life is None or not self._is_connected(life, peer.life):
+        path = None if peer.life is None else self._path(life, peer.life, QUESTION_BYTES)
+        if path is None or (len(path) > 2 and not may_hop):
             yield 2 * LATENCY_S
             return None
         yield self._way_s(life.peer, peer, 0)
@@ -184,6 +227,8 @@ class Traffic:
     def fetch(self, life: Life, contribution: Contribution | Merge, holders: tuple[PeerId, ...]) -> Process:
         root = contribution.root
         life.pin(root)
+        carriers = life.machine.presence.carriers(contribution.author) if isinstance(contribution, Contribution) else ()
+        holders = tuple(dict.fromkeys((*holders, *carriers)))
         got = yield from self._get_blob(life, root, holders, self._world.blob_bytes)
         whole = got and life.shop.checks(contribution, life.shop.store.read(root))
         life.pin(root)  # for as long as the machine says that it is here
@@ -235,7 +280,7 @@ class Traffic:
         message = open_sealed(seal(life.peer.id, question.message))
 
         def ask(peer: Peer) -> Process:
-            answers[peer.id] = yield from self._ask(life, peer, lambda other: _answer(other, message))
+            answers[peer.id] = yield from self._ask(life, peer, lambda other: _answer(other, message), may_hop=True)
 
         asked = [peer for peer in map(self._world.by_id, question.peers) if peer and peer is not life.peer]
         if len(asked) == 1:
@@ -277,6 +322,12 @@ class Traffic:
         entry = entry_of(open_sealed(pending))
         head = life.machine.chain.head
         return Commit(view, head, CommitList((entry,), ()), (pending,), (Holders((life.peer.id,)),), "because I say so")
+
+
+def _link_of(life: Life, target: Life) -> tuple[int, int, int, int]:
+    """A connection between two processes, the lower number first."""
+    ends = sorted(((life.peer.number, life.number), (target.peer.number, target.number)))
+    return (*ends[0], *ends[1])
 
 
 def _answer(other: Life, question: GetLog | GetState) -> tuple[int, Log | StateRecord] | None:

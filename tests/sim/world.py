@@ -305,6 +305,7 @@ class World:
         self.has_moved = True
         self.laws.disturbed()
         life.is_frozen = False
+        life.resumed_s = self.now_s
         held, life.held_back = life.held_back, []
         for then in held:
             life.run(then)
@@ -327,6 +328,7 @@ class World:
             if life.machine.leaving or self.now_s - began_s > self.discovers_for_s:
                 return
             wall_s = self.now_s + life.peer.wall_offset_s
+            life.dial(self.traffic.dial(life))
             status = self.fate.lied(life.peer, life.machine.status())
             self._board[life.peer.id] = (wall_s + BOARD_EXPIRY_S, seal(life.peer.id, status))
             yield LATENCY_S
@@ -334,7 +336,8 @@ class World:
                 other = self.by_id(author)
                 good = wall_s < expires_s <= wall_s + BOARD_EXPIRY_S + BOARD_SLACK_S
                 if other and good and not self.traffic.is_cut(other, life.peer):
-                    life.take(Received(author, unseal(raw)[1], raw))
+                    age_s = max(0.0, wall_s + BOARD_EXPIRY_S - expires_s)
+                    life.take(Received(author, unseal(raw)[1], raw, age_s))
             if turn == 0:
                 for heard in life.machine.presence.roll.all():
                     self.perform(life, Send(heard.status.peer, life.machine.status()))

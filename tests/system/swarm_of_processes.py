@@ -26,6 +26,7 @@ from typing import Any, Self, TypeVar
 import psutil
 
 from tests.system.launcher import POLL_S, ROOT, Launched, Launcher
+from tests.system.namespaces import inside
 
 RUN_PEER = ROOT / "run_peer.py"
 GENEROUS_S = 120.0  # for what takes seconds on an idle machine
@@ -101,7 +102,7 @@ class PeerProcess:
         else:
             with self.out_path.open("wb") as out, self.err_path.open("wb") as err:
                 self._process = subprocess.Popen(
-                    [sys.executable, RUN_PEER, *arguments],
+                    [*(inside(self.namespace) if self.namespace else ()), sys.executable, RUN_PEER, *arguments],
                     stdin=subprocess.DEVNULL,
                     stdout=out,
                     stderr=err,

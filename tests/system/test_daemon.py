@@ -358,7 +358,7 @@ async def forge(forger: Network, victim: Network) -> None:
     soon, never = time.time() + 60.0, time.time() + 1e9
     for name, value, expiration_s in (
         (key, sealed(CAROL, beat=9), soon),  # not Alice's
-        (key, seal_message(ALICE, RUN, Goodbye("bye")), soon),
+        (key, seal_message(ALICE, RUN, Goodbye("bye", 1)), soon),
         (key, sealed(ALICE, beat=1), never),  # genuine, but it would displace all to come
         ("somewhere else", sealed(ALICE, beat=1), soon),
         (key, b"junk", soon),

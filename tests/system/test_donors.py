@@ -125,6 +125,8 @@ def donors(tmp_path_factory: pytest.TempPathFactory, launcher: Launcher) -> Iter
             listed=(),
             roster=tuple(sorted(ids)),
             entries=len(ids),
+            entered=(0,) * len(ids),
+            dialable=bytes(len(ids)),
         )
         state = SharedState(chain, anchor_N, OuterState(buffers, outer.scalars))
         records = [prepared(swarm.peer(name).home, manifest, state) for name in names]

@@ -28,6 +28,7 @@ from swarm.messages import (
     GetChunk,
     GetEvents,
     GetPeers,
+    KnownStatus,
     Peers,
     PeerStatus,
     Refused,
@@ -114,6 +115,11 @@ class FakePeer:
         return self.seal(self.status)
 
 
+def fresh(*sealed: bytes) -> tuple[KnownStatus, ...]:
+    """Statuses that were heard just now."""
+    return tuple(KnownStatus(one, 0.0) for one in sealed)
+
+
 class FakeSwarm:
     """All peers, and a Transport to reach them."""
 
@@ -135,10 +141,9 @@ class FakeSwarm:
         """What an honest peer answers."""
         match message:
             case GetPeers(offset):
-                known = [peer.sealed_status()] + [
-                    one.sealed_status() for one in self.peers if one is not peer and (one.up or one.status.beat > 1)
-                ]
-                return peer.seal(Peers(len(known), tuple(known[offset : offset + 64])))
+                others = (one for one in self.peers if one is not peer and (one.up or one.status.beat > 1))
+                known = fresh(peer.sealed_status(), *(one.sealed_status() for one in others))
+                return peer.seal(Peers(len(known), known[offset : offset + 64]))
             case GetEvents(since):
                 page = peer.events[since : since + 256]
                 return peer.seal(Events(min(len(peer.events), since + len(page)), tuple(page)))

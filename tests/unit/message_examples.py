@@ -10,6 +10,7 @@ from typing import Annotated, Any, get_args, get_origin
 
 from hypothesis import strategies as st
 
+from swarm.chain import ChainState
 from swarm.digest import Digest, digest_of
 from swarm.identity import Keypair, PeerId
 from swarm.schema import MaxLen, Range
@@ -59,6 +60,13 @@ def _values_of(kind: Any, limits: tuple[Any, ...] = ()) -> st.SearchStrategy[Any
     if origin is tuple:
         item, *_ = get_args(kind)
         return st.lists(_values_of(item), max_size=_MOST_ITEMS).map(tuple)
+    if kind is ChainState:  # what it says of its members is as long as its roster
+        members = st.lists(peer_ids, max_size=_MOST_ITEMS, unique=True).map(lambda roster: tuple(sorted(roster)))
+        return members.flatmap(
+            lambda roster: messages_of(
+                kind, {"roster": roster, "entered": (7,) * len(roster), "dialable": bytes(range(len(roster)))}
+            )
+        )
     if dataclasses.is_dataclass(kind) and kind not in (Digest, PeerId):
         return messages_of(typing.cast(type[Any], kind))
     return _plain_values_of(kind, limits)
@@ -105,6 +113,8 @@ def _example_of(kind: Any, where: str, limits: tuple[Any, ...] = ()) -> Any:
         return AUTHOR.peer_id if where.count(".") == 1 else keypair(2 + number[0] % 6).peer_id
     if issubclass(kind, StrEnum):
         return list(kind)[number[0] % len(kind)]
+    if where.endswith("ChainState.dialable"):
+        return number[:2]  # a byte for each of the roster
     plain = {int: number[0] * 300, float: number[0] / 8, bool: True, str: where[-40:], bytes: number[:9]}
     return Digest(number) if kind is Digest else plain[kind]
 

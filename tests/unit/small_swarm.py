@@ -10,6 +10,7 @@ from typing import Any, TypeVar
 
 from peer.blob_store import BlobStore
 from peer.fetch import Asker
+from peer.forwarding import Forwarding
 from peer.serve import Server
 from swarm.chain import ChainState, CommitList, Entry, apply, genesis, head_after
 from swarm.digest import Digest, blob_digest, digest_of
@@ -54,7 +55,13 @@ class SmallSwarm:
         key = keypair(number)
         transport = self.net.transport(key)
         store = BlobStore(self._folder / f"blobs-{number}")
-        host = Host(key, transport, store, Server(key, RUN, b"manifest", store), Asker(transport, key, RUN))
+        host = Host(
+            key,
+            transport,
+            store,
+            Server(key, RUN, b"manifest", store, forwarding=Forwarding(transport, RUN)),
+            Asker(transport, key, RUN),
+        )
         transport.serve(host.server.handle)
         return host
 

@@ -19,7 +19,7 @@ from tests.unit.small_swarm import open_sealed
 
 PEERS = tuple(PeerId(bytes([number]) * 32) for number in range(1, 5))
 ME = PEERS[0]
-CHAIN = replace(genesis(RUN, RUN), roster=PEERS, version=3)
+CHAIN = replace(genesis(RUN, RUN), roster=PEERS, version=3, entered=(0,) * len(PEERS), dialable=bytes(len(PEERS)))
 DEADLINES = Deadlines(target_tokens=0, train_s=10.0, exchange_s=10.0, isolation_s=30.0, max_listed=64, local_steps=0)
 
 
@@ -62,10 +62,20 @@ def test_who_was_frozen_and_hears_the_others_lists_nothing_that_it_alone_holds()
     assert {entry.author for entry in chosen.entries} == set(PEERS[1:3])
 
 
-@pytest.mark.parametrize(("since_version", "due"), [(3, 1000), (2, 2000), (0, 4000), (9, 1000)])
-def test_whoever_leads_the_leases_cap_what_a_contribution_weighs(since_version: int, due: int) -> None:
-    """Its leader may neither favour nor slight anybody: all members count for themselves."""
+@pytest.mark.parametrize(
+    ("since_version", "entered", "due"),
+    [(3, 0, 1000), (2, 0, 2000), (0, 0, 3000), (9, 0, 1000), (0, 2, 2000), (0, 3, 1000), (2, 1, 2000), (0, None, 1000)],
+)
+def test_whoever_leads_the_leases_cap_what_a_contribution_weighs(
+    since_version: int, entered: int | None, due: int
+) -> None:
+    """Its leader may neither favour nor slight anybody: all members count for themselves. Nor does an author's word count
+    beyond the age that a contribution may have, and the time since when the chain knows it as a member (None: it is none).
+    """
     author = AUTHOR.peer_id
+    roster = PEERS if entered is None else tuple(sorted((*PEERS, author)))
+    versions = tuple((entered or 0) if peer == author else 0 for peer in roster)
+    chain = replace(CHAIN, roster=roster, entered=versions, dialable=bytes(len(roster)))
     made = replace(waiting(author).contribution, tokens=5000, since_version=since_version)
     sealed = seal_message(AUTHOR, RUN, made)
 
@@ -73,8 +83,8 @@ def test_whoever_leads_the_leases_cap_what_a_contribution_weighs(since_version: 
         entry = Entry(author, made.seq, made.incarnation, made.root, 0, 1, tokens, made.steps)
         return Commit(0, CHAIN.head, CommitList((entry,), ()), (sealed,), (Holders((author,)),), "a test")
 
-    (listed,) = check_commit(CHAIN, listing(due), open_sealed, 1000)
+    (listed,) = check_commit(chain, listing(due), open_sealed, 1000)
     assert listed.contribution == made
     for tokens in (5000, due + 1, due - 1):
         with pytest.raises(RemoteError, match=f"weighs {tokens} tokens where {due} are due"):
-            check_commit(CHAIN, listing(tokens), open_sealed, 1000)
+            check_commit(chain, listing(tokens), open_sealed, 1000)

@@ -17,7 +17,7 @@ from coordinator.view import SwarmView, fold
 from swarm.events import PeerJoined
 from swarm.identity import Keypair
 from swarm.messages import Activity, GetEvents, GetPeers, Peers, PeerStatus
-from tests.unit.fake_swarm import RUN, FakePeer, FakeSwarm, a_digest, a_status
+from tests.unit.fake_swarm import RUN, FakePeer, FakeSwarm, a_digest, a_status, fresh
 
 
 class Watch:
@@ -134,7 +134,7 @@ def test_a_killed_peer_goes_and_a_restarted_one_returns_within_5_seconds(tmp_pat
 
 def forged_status(liar: FakePeer, victim: FakePeer) -> bytes:
     true = victim.sealed_status()
-    return liar.seal(Peers(1, (liar.sealed_status(), true[:-1] + bytes([true[-1] ^ 1]))))
+    return liar.seal(Peers(1, fresh(liar.sealed_status(), true[:-1] + bytes([true[-1] ^ 1]))))
 
 
 def test_liars_are_counted_asked_rarely_and_harm_nobody(tmp_path: Path) -> None:
@@ -143,8 +143,8 @@ def test_liars_are_counted_asked_rarely_and_harm_nobody(tmp_path: Path) -> None:
     lies: list[Callable[[FakePeer, Any], bytes]] = [
         lambda liar, message: b"\xc1" * 40,
         lambda liar, message: forged_status(liar, honest),
-        lambda liar, message: honest.seal(Peers(1, (honest.sealed_status(),))),  # somebody else's signature
-        lambda liar, message: liar.seal(Peers(1, (honest.sealed_status(),))),  # another's status as its own
+        lambda liar, message: honest.seal(Peers(1, fresh(honest.sealed_status()))),  # somebody else's signature
+        lambda liar, message: liar.seal(Peers(1, fresh(honest.sealed_status()))),  # another's status as its own
         lambda liar, message: liar.seal(GetPeers(0)),
     ]
 
@@ -189,7 +189,7 @@ def test_an_older_beat_never_replaces_a_newer(tmp_path: Path) -> None:
 
     async def tell_stale(message: Any) -> bytes | None:
         if isinstance(message, GetPeers):
-            return swarm.peers[0].seal(Peers(2, (swarm.peers[0].sealed_status(), stale)))
+            return swarm.peers[0].seal(Peers(2, fresh(swarm.peers[0].sealed_status(), stale)))
         return None
 
     async def job(watch: Watch) -> None:
@@ -233,8 +233,8 @@ def test_many_peers_are_seen_through_a_sample(tmp_path: Path) -> None:
 
     async def pages(message: Any) -> bytes | None:
         if isinstance(message, GetPeers):
-            known = [teller.sealed_status(), *(sealed for _, sealed in crowd)]
-            return teller.seal(Peers(len(known), tuple(known[message.offset : message.offset + 64])))
+            known = fresh(teller.sealed_status(), *(sealed for _, sealed in crowd))
+            return teller.seal(Peers(len(known), known[message.offset : message.offset + 64]))
         assert isinstance(message, GetEvents)
         return None
 

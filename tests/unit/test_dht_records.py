@@ -81,7 +81,9 @@ def test_each_prefix_has_a_key_of_its_own_and_each_run_too() -> None:
 
 def test_good_records_come_back_sorted_with_their_bytes() -> None:
     values = {keypair.peer_id: sealed(keypair) for keypair in (ALICE, BOB)}
-    records, rejected = accept_records([item(BOB, values[BOB.peer_id]), item(ALICE, values[ALICE.peer_id])], RUN)
+    read = [(*item(BOB, values[BOB.peer_id]), 9.0), (*item(ALICE, values[ALICE.peer_id]), 4.0)]
+    records, rejected = accept_records(read, RUN)
+    assert {record.status.peer: record.age_s for record in records} == {BOB.peer_id: 9.0, ALICE.peer_id: 4.0}
     assert [record.status.peer for record in records] == sorted(values)
     assert all(record.sealed == values[record.status.peer] for record in records)
     assert rejected == 0
@@ -89,7 +91,7 @@ def test_good_records_come_back_sorted_with_their_bytes() -> None:
 
 @given(st.permutations([1, 2, 3, 7]))
 def test_the_newest_beat_wins_in_any_order(beats: list[int]) -> None:
-    records, rejected = accept_records([item(ALICE, sealed(ALICE, beat)) for beat in beats], RUN)
+    records, rejected = accept_records([(*item(ALICE, sealed(ALICE, beat)), 0.0) for beat in beats], RUN)
     assert [record.status.beat for record in records] == [7]
     assert rejected == 0
 
@@ -99,7 +101,7 @@ def test_the_newest_beat_wins_in_any_order(beats: list[int]) -> None:
     [
         item(ALICE, sealed(BOB)),  # under somebody else's id
         item(ALICE, sealed(ALICE, run=OTHER_RUN)),
-        item(ALICE, seal_message(ALICE, RUN, Goodbye("bye"))),
+        item(ALICE, seal_message(ALICE, RUN, Goodbye("bye", 1))),
         item(ALICE, sealed(ALICE)[:-1] + b"\x00"),
         item(ALICE, sealed(ALICE) + bytes(MAX_RECORD_BYTES)),
         item(ALICE, "text"),
@@ -114,7 +116,7 @@ def test_the_newest_beat_wins_in_any_order(beats: list[int]) -> None:
 def test_bad_records_are_counted_and_hide_nothing(bad: tuple[int, object, object]) -> None:
     with pytest.raises(RemoteError):
         open_record(RUN, *bad)
-    records, rejected = accept_records([bad, item(ALICE, sealed(ALICE)), bad], RUN)
+    records, rejected = accept_records([(*one, 0.0) for one in (bad, item(ALICE, sealed(ALICE)), bad)], RUN)
     assert [record.status.peer for record in records] == [ALICE.peer_id]
     assert rejected == 2
 
@@ -122,14 +124,14 @@ def test_bad_records_are_counted_and_hide_nothing(bad: tuple[int, object, object
 def test_a_status_that_speaks_of_another_peer_is_refused() -> None:
     lie = dataclasses.replace(status_of(ALICE.peer_id), peer=BOB.peer_id)
     value = seal_message(ALICE, RUN, lie)
-    assert accept_records([item(ALICE, value), item(BOB, value)], RUN) == ((), 2)
+    assert accept_records([(*item(ALICE, value), 0.0), (*item(BOB, value), 0.0)], RUN) == ((), 2)
 
 
 @given(st.binary(max_size=200), st.data())
 def test_any_bytes_are_at_worst_rejected(junk: bytes, data: st.DataObject) -> None:
     good = bytearray(sealed(ALICE))
     good[data.draw(st.integers(0, len(good) - 1))] ^= 1 << data.draw(st.integers(0, 7))
-    records, rejected = accept_records([item(ALICE, junk), item(ALICE, bytes(good))], RUN)
+    records, rejected = accept_records([(*item(ALICE, junk), 0.0), (*item(ALICE, bytes(good)), 0.0)], RUN)
     assert (records, rejected) == ((), 2)
 
 

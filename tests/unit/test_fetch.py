@@ -50,7 +50,7 @@ LIES: dict[str, Callable[[Any], object | None]] = {
     "short chunk": lambda m: Chunk(b"") if isinstance(m, GetChunk) else None,
     "wrong leaves": lambda m: BlobInfo(5, (ROOT,)) if isinstance(m, GetBlob) else None,
     "refuses": lambda m: Refused("not here"),
-    "another kind": lambda m: Goodbye("what?"),
+    "another kind": lambda m: Goodbye("what?", 1),
 }
 
 

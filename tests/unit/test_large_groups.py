@@ -211,7 +211,7 @@ def test_a_short_list_names_as_many_holders_as_ever() -> None:
 
 def test_a_head_is_barred_only_by_what_a_commit_can_carry() -> None:
     lost = LostHead(HEAD, tuple((peer, bytes(600)) for peer in PEERS))
-    chain = replace(START, roster=PEERS)
+    chain = replace(START, roster=PEERS, entered=(0,) * len(PEERS), dialable=bytes(len(PEERS)))
     assert choose_barred(replace(view_of(chain, (), ()), lost=(lost,))) == (HEAD,)
     long = LostHead(HEAD, tuple((peer, bytes(MAX_EVIDENCE_BYTES // 6)) for peer in PEERS))
     assert choose_barred(replace(view_of(chain, (), ()), lost=(long,))) == ()
@@ -220,7 +220,7 @@ def test_a_head_is_barred_only_by_what_a_commit_can_carry() -> None:
 def test_the_event_of_a_round_fits_a_message() -> None:
     group = peers(MAX_ROSTER)
     commit = commit_of(group[:MAX_ENTRIES], group[MAX_ENTRIES:])
-    old = replace(START, roster=group)
+    old = replace(START, roster=group, entered=(0,) * len(group), dialable=bytes(len(group)))
     event = committed(commit, old, HeadReached(replace(START, version=1), HEAD), 12.5)
     assert isinstance(event, RoundCommitted) and len(event_bytes(1e9, event)) <= MAX_SEALED_BYTES
     assert (event.num_listed, event.num_left_out) == (MAX_ENTRIES, MAX_ROSTER - MAX_ENTRIES)

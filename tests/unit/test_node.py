@@ -13,9 +13,13 @@ import pytest
 
 from peer import handoff as work
 from peer.address_book import AddressBook
+from peer.fetch import Fetcher
 from peer.handoff import Handoff
 from peer.node import Node
 from peer.node_parts import NodeParts
+from peer.reach import Reach
+from peer.routes import Routes
+from swarm.address import Address
 from swarm.chain import Merge
 from swarm.config import RoundConfig, RunConfig
 from swarm.digest import blob_digest
@@ -75,6 +79,11 @@ class StubNetwork:
         return tuple([await self.transport.connect(one, timeout_s=1.0) for one in addresses])
 
 
+async def dials(address: Address, *, timeout_s: float) -> bool:
+    """In memory everybody can be dialled."""
+    return True
+
+
 class Peer:
     """A node with everything around it but a trainer, whose place the test takes."""
 
@@ -89,13 +98,18 @@ class Peer:
         host.server.state = record
         participant = Participant(me, self.config, START, record_digest(record), Seals.of(host.key, RUN))
         self.network = StubNetwork(host.transport, known)
+        self.reach = Reach(participant, host.transport, {}, dials)
+        routes = Routes(host.transport, host.key, RUN, incarnation << 32)
         self.node = Node(
             NodeParts(
                 participant=participant,
                 network=self.network,  # type: ignore[arg-type]
                 server=host.server,
                 store=host.store,
-                asker=host.asker,
+                asker=replace(host.asker, transport=routes),
+                routes=routes,
+                reach=self.reach,
+                fetcher=Fetcher(host.asker, host.store),
                 handoff=self.handoff,
                 book=AddressBook(folder / f"{host.id}.book"),
                 check_blob=self._check,
@@ -156,7 +170,7 @@ def test_peers_meet_and_say_goodbye(tmp_path: Path) -> None:
         await until(lambda: all(PeerLeft(two.host.id, "left on purpose") in p.events for p in (one, three)))
         assert not one.task.done() and not three.task.done()  # one that ends takes nothing of the others along
         answer = await one.host.asker.ask(three.host.id, GetPeers(), timeout_s=5)
-        assert isinstance(answer, Peers) and len(answer.statuses) == 2
+        assert isinstance(answer, Peers) and len(answer.known) == 2
 
     play(tmp_path, 3, story)
 
@@ -200,7 +214,7 @@ def test_sends_to_a_silent_peer_are_bounded_and_counters_are_forgotten(tmp_path:
 
         two.host.transport.serve(brood)
         for number in range(200):
-            one.node._perform(Send(two.host.id, Goodbye(str(number))))
+            one.node._perform(Send(two.host.id, Goodbye(str(number), 1)))
         assert len(one.node._effects) <= 40
         two.host.transport._net.kill(two.host.id)  # the connections break
         await until(lambda: not one.node._sends)

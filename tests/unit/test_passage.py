@@ -19,7 +19,15 @@ from swarm.round.turn import Turn
 from tests.unit.message_examples import RUN, example_of
 
 ME, BETTER = PeerId(bytes([1]) * 32), PeerId(bytes([2]) * 32)
-OWN = replace(genesis(RUN, RUN), head=digest_of("test", b"own"), version=6, tokens=600, roster=(ME,))
+OWN = replace(
+    genesis(RUN, RUN),
+    head=digest_of("test", b"own"),
+    version=6,
+    tokens=600,
+    roster=(ME,),
+    entered=(0,),
+    dialable=bytes(1),
+)
 MERGE = Merge(OWN.head, OWN.tokens, 9, (), digest_of("test", b"base"), digest_of("test", b"blob"), 1000)
 PATIENCE_S = 30.0
 

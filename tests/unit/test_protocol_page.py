@@ -18,7 +18,7 @@ from swarm.messages import PURPOSES, Activity
 ROOT = Path(__file__).resolve().parents[2]
 PAGE = (ROOT / "swarm" / "PROTOCOL.md").read_text()
 # Whoever adds a limit to one of these says on the page what it is for.
-LIMITS_OF = ("swarm.wire", "swarm.messages", "swarm.chain", "swarm.envelope", "swarm.net.transport")
+LIMITS_OF = ("swarm.wire", "swarm.messages", "swarm.status", "swarm.chain", "swarm.envelope", "swarm.net.transport")
 
 
 def section(heading: str) -> str:

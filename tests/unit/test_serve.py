@@ -36,6 +36,7 @@ from swarm.messages import (
     GetPeers,
     GetState,
     Goodbye,
+    KnownStatus,
     Log,
     ManifestBytes,
     MergeOffer,
@@ -135,21 +136,22 @@ def test_a_log_of_big_commits_comes_in_pages_that_fit(server: Server) -> None:
 
 
 def test_a_thousand_statuses_come_in_pages_that_fit(server: Server) -> None:
-    statuses = [bytes([number % 256]) * (4096 - number % 7) for number in range(1000)]
+    statuses = [KnownStatus(bytes([number % 256]) * (4096 - number % 7), float(number)) for number in range(1000)]
     server.connect(lambda *_: None, lambda: statuses)
-    seen: list[bytes] = []
+    seen: list[KnownStatus] = []
     while len(seen) < len(statuses):
         page = ask(server, GetPeers(len(seen)))
-        assert isinstance(page, Peers) and page.total == 1000 and page.statuses
-        seen += page.statuses
+        assert isinstance(page, Peers) and page.total == 1000 and page.known
+        seen += page.known
     assert seen == statuses
     assert ask(server, GetPeers(2**32 - 1)) == Peers(1000, ())
 
 
 def test_a_status_too_long_for_a_page_is_left_out_of_it(server: Server) -> None:
     """Else everybody who asks us for peers would refuse our whole answer, and blame us."""
-    server.connect(lambda *_: None, lambda: [b"own", bytes(4097), b"other"])
-    assert ask(server, GetPeers(0)) == Peers(2, (b"own", b"other"))
+    own, long, other = KnownStatus(b"own", 0.0), KnownStatus(bytes(4097), 1.0), KnownStatus(b"other", 2.0)
+    server.connect(lambda *_: None, lambda: [own, long, other])
+    assert ask(server, GetPeers(0)) == Peers(2, (own, other))
 
 
 def test_events_come_in_order_in_pages_that_fit_and_numbers_go_on(server: Server) -> None:
@@ -218,7 +220,7 @@ def test_each_kind_is_a_request_a_one_way_message_or_refused(server: Server, pur
 def test_nobody_speaks_for_another_but_what_speaks_of_its_author_is_passed_on(server: Server) -> None:
     heard: list[Any] = []
     server.connect(lambda sender, message, raw: heard.append((sender, message)), list)
-    for message in (Goodbye("left"), GetState(), CutHint(0, blob_digest(b"head"), "now")):
+    for message in (Goodbye("left", 1), GetState(), CutHint(0, blob_digest(b"head"), "now")):
         with pytest.raises(BadSignature, match="passed on"):
             asyncio.run(server.handle(ASKER.peer_id, seal_message(AUTHOR, RUN, message)))
     for kind in (PeerStatus, Contribution, MergeOffer):

@@ -9,41 +9,27 @@ road and not as with a pulled plug. A machine that allows no user namespaces say
 
 from __future__ import annotations
 
-import shutil
-import subprocess
 from collections.abc import Sequence
 from typing import Final, Self
 
+from tests.system.namespaces import Namespaces, inside
+
 _NETWORK: Final = "10.77.0"
-_READY_S: Final = 20.0
-_HOLD: Final = ("sh", "-c", "echo ready; exec cat")  # ends with its standard input, hence with whoever holds that
-
-
-class NoLinks(Exception):
-    """This machine does not allow it; says why."""
 
 
 class Links:
     """Namespaces by name. `close` it; a context manager."""
 
     def __init__(self, names: Sequence[str]) -> None:
-        """Raises NoLinks."""
-        for program in ("unshare", "nsenter", "ip"):
-            if shutil.which(program) is None:
-                raise NoLinks(f"{program} is not installed")
-        self._holders: list[subprocess.Popen[str]] = []
+        """Raises NoNamespaces."""
+        self._namespaces = Namespaces()
         self._pids: dict[str, int] = {}
-        try:
-            self._hub = self._hold(["unshare", "--user", "--map-root-user", "--net", *_HOLD])
-            self._ip(self._hub, "link", "set", "lo", "up")
+        with self._namespaces.or_say_why():
+            self._hub = self._namespaces.hold()
             self._ip(self._hub, "link", "add", "bridge", "type", "bridge")
             self._ip(self._hub, "link", "set", "bridge", "up")
             for number, name in enumerate(names, 1):
                 self._pids[name] = self._connect(name, number)
-        except (OSError, subprocess.SubprocessError) as error:
-            self.close()
-            said = error.stderr.strip() if isinstance(error, subprocess.CalledProcessError) and error.stderr else error
-            raise NoLinks(f"no network namespaces here: {said}") from None
 
     def __enter__(self) -> Self:
         return self
@@ -52,11 +38,7 @@ class Links:
         self.close()
 
     def close(self) -> None:
-        for holder in reversed(self._holders):
-            for pipe in (holder.stdin, holder.stdout, holder.stderr):
-                assert pipe is not None
-                pipe.close()
-            holder.wait(_READY_S)
+        self._namespaces.close()
 
     def pid(self, name: str) -> int:
         """A process in that namespace."""
@@ -67,7 +49,7 @@ class Links:
 
     def command(self, name: str) -> list[str]:
         """What goes before a command that is to run there."""
-        return _inside(self._pids[name])
+        return inside(self._pids[name])
 
     def cut(self, name: str) -> None:
         self._ip(self._hub, "link", "set", _end(name), "nomaster")
@@ -76,32 +58,15 @@ class Links:
         self._ip(self._hub, "link", "set", _end(name), "master", "bridge")
 
     def _connect(self, name: str, number: int) -> int:
-        pid = self._hold([*_inside(self._hub), "unshare", "--net", *_HOLD])
+        pid = self._namespaces.hold(self._hub)
         self._ip(self._hub, "link", "add", _end(name), "type", "veth", "peer", "name", "eth0", "netns", str(pid))
         self._ip(self._hub, "link", "set", _end(name), "master", "bridge", "up")
-        self._ip(pid, "link", "set", "lo", "up")
         self._ip(pid, "address", "add", f"{_NETWORK}.{number}/24", "dev", "eth0")
         self._ip(pid, "link", "set", "eth0", "up")
         return pid
 
-    def _hold(self, command: Sequence[str]) -> int:
-        """Starts a process that keeps a namespace alive; returns its id."""
-        holder = subprocess.Popen(
-            command, stdin=subprocess.PIPE, stdout=subprocess.PIPE, stderr=subprocess.PIPE, text=True
-        )
-        self._holders.append(holder)
-        assert holder.stdout is not None and holder.stderr is not None
-        if holder.stdout.readline() != "ready\n":
-            raise OSError(holder.stderr.read().strip() or f"{command[0]} ended")
-        return holder.pid
-
-    @staticmethod
-    def _ip(pid: int, *words: str) -> None:
-        subprocess.run([*_inside(pid), "ip", *words], check=True, capture_output=True, text=True, timeout=_READY_S)
-
-
-def _inside(pid: int) -> list[str]:
-    return ["nsenter", "--target", str(pid), "--user", "--net", "--preserve-credentials"]
+    def _ip(self, pid: int, *words: str) -> None:
+        self._namespaces.run(pid, "ip", *words)
 
 
 def _end(name: str) -> str:

@@ -9,9 +9,10 @@ import time
 import traceback
 from collections.abc import Callable, Sequence
 from contextlib import ExitStack
-from dataclasses import dataclass
+from dataclasses import asdict, dataclass
 from itertools import count
 from pathlib import Path
+from typing import Any
 
 from tests.system.chaos.arena import JOINER, MONITOR, NAMES, Arena
 from tests.system.chaos.cells import LINK, Cell
@@ -46,6 +47,9 @@ class Result:
             f"{head}  {self.outcome.victim:<7} version {mark.version:<4} longest round {longest.seconds:4.1f}"
             f" of {longest.deadline_s:2.0f} s  load {self.load:.1f}"
         )
+
+    def as_json(self) -> dict[str, Any]:
+        return {**asdict(self), "cell": self.cell.name, "held": self.held}
 
 
 class Matrix:
