@@ -39,6 +39,7 @@ def run_peer(options: PeerOptions) -> int:
         error_line(error)
         return EXIT_FAILED
     try:
+        _set_up_logs(screen)
         fault_point.arm(os.environ.get(fault_point.FAULT_ENV))
         _check_early(options)
         screen.live("loading torch and hivemind ...")

@@ -10,6 +10,7 @@ import psutil
 import pytest
 
 from peer.learning_rate import learning_rate, swarm_tokens_now
+from peer.main import LOG_ENV
 from peer.saved import Generations
 from swarm.chain import ChainState
 from swarm.digest import Digest
@@ -77,6 +78,7 @@ def test_all_die_and_the_first_one_back_goes_on_from_the_last_commit(swarm: Swar
     kept = newest_chain(first)
     assert kept.version >= told["version"]  # on disk before it is told
     told_before = {peer.name: len(peer.events()) for peer in peers}
+    first.environment = {LOG_ENV: "DEBUG"}
     first.start()
     started = first.wait_event("PeerStarted", after=told_before[first.name])
     assert started["version"] == kept.version
@@ -92,6 +94,7 @@ def test_all_die_and_the_first_one_back_goes_on_from_the_last_commit(swarm: Swar
     lease = LOCAL_STEPS * BATCH_WINDOWS
     moved = (len(kept.roster) + follower.version - kept.version - 1) * lease
     assert follower.cursor - kept.cursor == moved
+    assert re.search(r"DEBUG peer\.node: .* was not reached", first.err), first.story()  # what it is asked to tell
     for peer in peers:
         if peer is not first:
             peer.start()
