@@ -16,6 +16,7 @@ from typing import Any, BinaryIO, Final, TypeVar
 from peer import fault_point
 from peer.blob_store import BlobStore
 from peer.disk import disk_errors
+from peer.routes import Routes
 from peer.sealing import open_aside
 from swarm.blobs import Ask, BlobFetch
 from swarm.digest import CHUNK_BYTES, Digest
@@ -73,7 +74,9 @@ class _Flight:
 class Fetcher:
     """Blobs from other peers into one store. Lives in one event loop."""
 
-    def __init__(self, asker: Asker, store: BlobStore) -> None:
+    def __init__(self, asker: Asker, store: BlobStore, routes: Routes | None = None) -> None:
+        """With `routes`, whom to ask depends on who can be reached."""
+        self._routes = routes
         self._asker = asker
         self._store = store
         self._flights: dict[Digest, _Flight] = {}
@@ -88,6 +91,8 @@ class Fetcher:
 
         Raises NetworkError when nobody could give it, StateError when it cannot be stored.
         """
+        if self._routes is not None and not self._store.has(root):
+            holders = await self._routes.within_reach(holders)
         flight = await self._join(root, num_bytes)
         if flight is None:
             return

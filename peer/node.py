@@ -334,7 +334,9 @@ class Node:
         self._pin(root)
         try:
             self._check_length(contribution)
-            await self._fetcher.fetch(root, await self._reachable(contribution, holders), contribution.num_bytes)
+            if isinstance(contribution, Contribution):
+                holders = (*holders, contribution.author)
+            await self._fetcher.fetch(root, holders, contribution.num_bytes)
             async with self._checks:
                 await asyncio.to_thread(self._check, contribution)
         except RemoteError as error:
@@ -351,14 +353,6 @@ class Node:
         else:
             self._pin(root)  # for as long as the machine says that it is here
             self.post(BlobStored(root))
-
-    async def _reachable(self, contribution: Contribution | Merge, holders: tuple[PeerId, ...]) -> list[PeerId]:
-        """Those of the holders to whom a connection is open or may be opened, and who may have fetched it from an author to
-        whom none can: a dial in vain takes seconds."""
-        presence, connected = self._participant.presence, await self._parts.network.transport.connected()
-        carriers = presence.carriers(contribution.author) if isinstance(contribution, Contribution) else ()
-        known = list(dict.fromkeys((*holders, *carriers)))
-        return [one for one in known if one in connected or presence.roll.is_attested(one)] or known
 
     def _check_length(self, contribution: Contribution | Merge) -> None:
         """Raises RemoteError for one that is longer than any of this run can be: it would only fill the disk."""

@@ -12,6 +12,7 @@ from __future__ import annotations
 import asyncio
 import contextlib
 from collections import OrderedDict
+from collections.abc import Iterable
 from typing import Final
 
 from swarm.digest import Digest
@@ -61,6 +62,19 @@ class Routes:
 
     async def close(self) -> None:
         await self._transport.close()
+
+    async def within_reach(self, holders: Iterable[PeerId]) -> list[PeerId]:
+        """Whom to ask for a blob that these hold: those to whom a connection is open or may be opened, as a dial in vain
+        takes seconds; for the others those that they have dialled, who fetch such blobs. All, if that leaves nobody."""
+        if self._presence is None:
+            return list(holders)
+        connected, roll = await self._transport.connected(), self._presence.roll
+        known: dict[PeerId, bool] = {}  # and whether it is within reach
+        for holder in holders:
+            known[holder] = holder in connected or roll.is_attested(holder)
+            for carrier in () if known[holder] else self._presence.carriers(holder):
+                known.setdefault(carrier, True)
+        return [peer for peer, is_within in known.items() if is_within] or list(known)
 
     async def request(self, to: PeerId, payload: bytes, *, timeout_s: float) -> bytes:
         forwarders = () if self._presence is None else self._presence.forwarders(to)

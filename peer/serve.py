@@ -27,6 +27,7 @@ from swarm.events import Event, event_bytes
 from swarm.identity import Keypair, PeerId
 from swarm.messages import (
     MAX_EVENTS_PAGE,
+    MAX_FORWARDED_BYTES,
     MAX_LOG_COMMITS,
     MAX_PEERS_PAGE,
     MAX_SEALED_BYTES,
@@ -98,7 +99,7 @@ class EventLog:
         self._count += 1
         self._events.append((self._count, event_bytes(at_unix_s, event)))
 
-    def behind(self, since: int) -> Events:
+    def behind(self, since: int, page_bytes: int = _PAGE_BYTES) -> Events:
         """The events with numbers above `since`, oldest first, and the last number given."""
         if since > self._count:
             since = 0  # numbers of a former life
@@ -107,7 +108,7 @@ class EventLog:
         for number, raw in self._events:
             if number <= since:
                 continue
-            if len(page) == MAX_EVENTS_PAGE or size + len(raw) > _PAGE_BYTES:
+            if len(page) == MAX_EVENTS_PAGE or size + len(raw) > page_bytes:
                 break
             page.append(raw)
             size += len(raw)
@@ -152,10 +153,12 @@ class Server:
         if self._pacer is not None:
             self._pacer.look()
         author, message = await open_aside(payload, self._run)
+        page_bytes = _PAGE_BYTES
         if isinstance(message, Forward) and self._forwarding is not None:
             if message.to != self._keypair.peer_id:
                 return await self._pass_on(self._forwarding, remote, author, message, payload)
             remote, payload, message = author, message.sealed, await self._forwarding.unwrap(author, message)
+            page_bytes = MAX_FORWARDED_BYTES // 2
         if author != remote and not isinstance(message, PeerStatus | Contribution | Commit | MergeOffer):
             raise BadSignature(f"{remote} passed on a {type(message).__name__} of {author}")
         if isinstance(message, PeerStatus | Contribution) and len(payload) > MAX_SEALED_BYTES:
@@ -163,7 +166,7 @@ class Server:
         if isinstance(message, _ONE_WAY):
             self._one_way(author if isinstance(message, Commit) else remote, message, payload)
             return b""
-        return await seal_aside(self._keypair, self._run, await self._answer(remote, message))
+        return await seal_aside(self._keypair, self._run, await self._answer(remote, message, page_bytes))
 
     async def _pass_on(
         self, forwarding: Forwarding, remote: PeerId, author: PeerId, forward: Forward, payload: bytes
@@ -173,7 +176,7 @@ class Server:
         except Refusal as refusal:
             return await seal_aside(self._keypair, self._run, Refused(str(refusal)[:400]))
 
-    async def _answer(self, remote: PeerId, message: object) -> object:
+    async def _answer(self, remote: PeerId, message: object, page_bytes: int) -> object:
         fault_point.serves(message, self.state)
         match message:
             case GetBlob(root):
@@ -181,11 +184,11 @@ class Server:
             case GetChunk(root, index):
                 return await self._chunk(remote, root, index)
             case GetPeers(offset):
-                return self._peers(offset)
+                return self._peers(offset, page_bytes)
             case GetManifest():
                 return ManifestBytes(self._manifest)
             case GetLog(heads):
-                return await self._log(heads)
+                return await self._log(heads, page_bytes)
             case GetState():
                 if self.state is None:
                     return Refused("no state yet")
@@ -194,7 +197,7 @@ class Server:
             case GetCheckpoint(version):
                 return await asyncio.to_thread(self._checkpoint, version)
             case GetEvents(since):
-                return self.events.behind(since)
+                return self.events.behind(since, page_bytes)
             case _:
                 raise MalformedBytes(f"a {type(message).__name__} is not a request")
 
@@ -228,18 +231,18 @@ class Server:
             self._old = (self.log, frozenset(old))
         return root in self._store.pinned(ROUND_PINS) and root not in self._old[1]
 
-    def _peers(self, offset: int) -> Peers:
+    def _peers(self, offset: int, page_bytes: int) -> Peers:
         known = [one for one in self._statuses() if len(one.sealed) <= MAX_SEALED_BYTES]
         page: list[KnownStatus] = []
         size = 0
         for one in known[offset : offset + MAX_PEERS_PAGE]:
             size += len(one.sealed)
-            if size > _PAGE_BYTES:
+            if size > page_bytes:
                 break
             page.append(one)
         return Peers(len(known), tuple(page))
 
-    async def _log(self, heads: tuple[Digest, ...]) -> object:
+    async def _log(self, heads: tuple[Digest, ...], page_bytes: int) -> object:
         if self.state is None:
             return Refused("no state yet")
         parents = [commit.parent for commit in self.log]
@@ -247,7 +250,7 @@ class Server:
             if head == self.state.chain.head:
                 return Log(head, ())
             if head in parents:
-                page = await asyncio.to_thread(_page_of, self.log[parents.index(head) :])
+                page = await asyncio.to_thread(_page_of, self.log[parents.index(head) :], page_bytes)
                 return Log(head, page) if page else Refused("the next commit is too long for a log; ask for the state")
         return Refused("none of these heads is in the log any more; ask for the state")
 
@@ -266,13 +269,13 @@ class Server:
         return there[wanted].record
 
 
-def _page_of(commits: tuple[Commit, ...]) -> tuple[Commit, ...]:
+def _page_of(commits: tuple[Commit, ...], page_bytes: int) -> tuple[Commit, ...]:
     """The first of these commits, as many as an answer has room for; none when the first one alone is too long."""
     page: list[Commit] = []
     size = 0
     for commit in commits[:MAX_LOG_COMMITS]:
         size += len(wire.encode(to_value(commit)))
-        if size > (_PAGE_BYTES if page else _MOST_BYTES):
+        if size > (page_bytes if page else _MOST_BYTES):
             break
         page.append(commit)
     return tuple(page)

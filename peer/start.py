@@ -292,7 +292,7 @@ class Peer:
             asker=replace(asker, transport=routes),
             routes=routes,
             reach=Reach(participant, network.transport, network.transport.known, answers),
-            fetcher=Fetcher(asker, store),
+            fetcher=Fetcher(asker, store, routes),
             handoff=self._handoff,
             book=book,
             check_blob=check_blob,

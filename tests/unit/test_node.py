@@ -109,7 +109,7 @@ class Peer:
                 asker=replace(host.asker, transport=routes),
                 routes=routes,
                 reach=self.reach,
-                fetcher=Fetcher(host.asker, host.store),
+                fetcher=Fetcher(host.asker, host.store, routes),
                 handoff=self.handoff,
                 book=AddressBook(folder / f"{host.id}.book"),
                 check_blob=self._check,
