@@ -116,7 +116,7 @@ def test_who_has_used_its_lease_up_waits_for_a_hint_and_says_so() -> None:
 
 
 def test_who_lost_its_work_but_not_its_used_lease_is_not_stuck() -> None:
-    """As a damaged disk leaves it: a lone peer without a slot, without work and without a contribution would wait for ever."""
+    """As a damaged disk leaves it: a lone peer without slots, work and contribution would wait for ever."""
     world = World(1, config=round_config(lease_steps=4)).run_until(2, 3 * ROUND_S)
     replica, trainer = world.life(0).replica, world.life(0).shop.trainer
     replica.leases.take(replica.leases.remaining)
