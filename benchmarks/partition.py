@@ -149,12 +149,7 @@ class Experiment:
         shapes = [(name, tuple(one.shape)) for name, one in model.named_parameters()]
         self.layout = build_layout([shapes[:1], shapes[1:]])
         self.math = RunMath(
-            self.layout,
-            make_codec(CodecConfig()),
-            OuterConfig(optimizer="nesterov"),
-            error_decay=1.0,
-            lease_windows=1,
-            round_steps=setting.local_steps,
+            self.layout, make_codec(CodecConfig()), OuterConfig(optimizer="nesterov"), error_decay=1.0, lease_windows=1
         )
         self._inner = InnerConfig(optimizer="adamw", learning_rate=setting.learning_rate, weight_decay=0.01)
         start_N = flatten(self.layout, dict(model.named_parameters()))

@@ -177,7 +177,7 @@ class Replica:
         parts: tuple[dict[int, CutRecord], ...] = ({}, {}, {})
         for one in saved.cuts:
             delta_N, before_N = self._vector(one.delta), self._vector(one.before)
-            after_N = residual_after(self.math, before_N, delta_N, self.store.read(one.blob, check=True), one.steps)
+            after_N = residual_after(self.math, before_N, delta_N, self.store.read(one.blob, check=True))
             record = CutRecord(delta_N, before_N, after_N, one.tokens, one.steps, one.listed_at)
             parts[one.standing][one.seq] = record
         contributions = {

@@ -6,8 +6,9 @@
 INNER happens in the model itself; `theta` is handed in and out. CUT encodes once; HEAD (h -> h') is the only way shared
 state reaches a peer and serves commit, left out, undo, catching up and adoption alike; WITHDRAW gives a contribution up.
 
-d is what a contribution brings to the chain: its blob decoded, times its scale, which is 1 unless it holds the work of
-more than two rounds. What the scale leaves out goes on in the residual.
+d is what a contribution holds: its blob decoded. Of one that holds the work of more than two rounds the chain takes a part
+(`contribution_scale`); the rest is a declared loss. Kept in the residual it would come with the next cut, whose steps do not
+show it, and do its harm a round later.
 
 At every instant, in exact arithmetic (a property test holds us to it):
     -(sum of inner updates) = sum of listed d + e + (A - theta) + (1 - beta) * sum of listed e0
@@ -22,7 +23,7 @@ import torch
 from torch import Tensor
 
 from swarm.allreduce.codec import pack_contribution, read_contribution
-from swarm.allreduce.mean import contribution_scale, rounded, scaled
+from swarm.allreduce.mean import rounded
 from swarm.allreduce.shared import RunMath, SharedState
 from swarm.chain import ChainState
 from swarm.errors import LocalError
@@ -82,8 +83,7 @@ def cut(
     target_N = _target(math, ledger.residual_N, delta_N)
     payloads = [math.codec.encode(target_N[math.layout.slice_of(unit.index)]) for unit in math.layout.units]
     blob = pack_contribution(math.codec, 0, payloads)
-    after_N = residual_after(math, ledger.residual_N, delta_N, blob, work[1])
-    record = CutRecord(delta_N, ledger.residual_N, after_N, *work)
+    record = CutRecord(delta_N, ledger.residual_N, residual_after(math, ledger.residual_N, delta_N, blob), *work)
     return replace(ledger, pending={**ledger.pending, seq: record}), blob
 
 
@@ -92,17 +92,15 @@ def residual_after(
     before_N: Tensor,  # the residual at the cut
     delta_N: Tensor,  # anchor minus theta at the cut
     blob: bytes,  # what the cut encoded
-    steps: int,  # inner steps of the cut
 ) -> Tensor:
-    """(N,): what a listing leaves of the cut's progress and residual; the same bits each time. Raises MalformedBytes."""
+    """(N,): what the blob left of the cut's progress and residual; the same bits each time. Raises MalformedBytes."""
     after_N = _target(math, before_N, delta_N)
-    scale = contribution_scale(steps, math.round_steps)
     for unit, payload in zip(
         math.layout.units, read_contribution(blob, math.codec, 0, len(math.layout.units)), strict=True
     ):
         place = math.layout.slice_of(unit.index)
         raw = memoryview(blob)[payload.offset : payload.offset + payload.num_bytes]
-        after_N[place] = after_N[place] - scaled(math.codec.decode(raw, unit.numel), scale).to(math.dtype)
+        after_N[place] = after_N[place] - math.codec.decode(raw, unit.numel).to(math.dtype)
     return after_N
 
 

@@ -45,13 +45,13 @@ class RunMath:
     outer: OuterConfig
     error_decay: float
     lease_windows: int
-    round_steps: int
     dtype: torch.dtype = torch.float32
+    round_steps: int = 2**40  # inner steps that are one member's share of a round
 
     @classmethod
     def of(cls, config: RunConfig, layout: ModelLayout, codec: Codec, dtype: torch.dtype = torch.float32) -> RunMath:
-        decay, windows, steps = config.codec.error_decay, config.lease_windows, config.round_steps
-        return cls(layout, codec, config.outer, decay, windows, steps, dtype)
+        decay, windows = config.codec.error_decay, config.lease_windows
+        return cls(layout, codec, config.outer, decay, windows, dtype, config.round_steps)
 
 
 def genesis_state(math: RunMath, run: Digest, parameters_N: Tensor) -> SharedState:
@@ -62,12 +62,16 @@ def genesis_state(math: RunMath, run: Digest, parameters_N: Tensor) -> SharedSta
 
 
 def decode_unit(math: RunMath, entry: Entry, blob: bytes | memoryview, unit: int) -> Tensor:
-    """(U,) fp32: d, what `entry` brings to one unit: its blob decoded, times its scale. Raises MalformedBytes."""
+    """(U,) fp32: what `entry`'s blob says of one unit. Raises MalformedBytes."""
     places = read_contribution(blob, math.codec, entry.first_unit, entry.end_unit - entry.first_unit)
     place = places[unit - entry.first_unit]
     payload = memoryview(blob)[place.offset : place.offset + place.num_bytes]
-    decoded_U = math.codec.decode(payload, math.layout.units[unit].numel)
-    return scaled(decoded_U, contribution_scale(entry.steps, math.round_steps))
+    return math.codec.decode(payload, math.layout.units[unit].numel)
+
+
+def taken_of(math: RunMath, entry: Entry, blob: bytes | memoryview, unit: int) -> Tensor:
+    """(U,) fp32: what the chain takes of one unit of `entry`. Raises MalformedBytes."""
+    return scaled(decode_unit(math, entry, blob, unit), contribution_scale(entry.steps, math.round_steps))
 
 
 def check_contribution(math: RunMath, entry: Entry, blob: bytes | memoryview) -> None:
@@ -106,8 +110,8 @@ def after_commit(
         entries = [entry for entry in commit.entries if entry.first_unit <= unit.index < entry.end_unit]
         old_buffers_U = tuple(one[place] for one in state.outer.buffers)
         if entries:
-            decoded = (decode_unit(math, entry, read_blob(entry.root), unit.index) for entry in entries)
-            mean_U = weighted_mean(decoded, [entry.tokens for entry in entries], math.dtype)
+            taken = (taken_of(math, entry, read_blob(entry.root), unit.index) for entry in entries)
+            mean_U = weighted_mean(taken, [entry.tokens for entry in entries], math.dtype)
             new_U, new_buffers_U = outer_step(math.outer, state.anchor_N[place], old_buffers_U, scalars, mean_U)
         else:
             new_U, new_buffers_U = state.anchor_N[place], old_buffers_U

@@ -24,7 +24,6 @@ from torch import Tensor
 
 from peer import handoff as work
 from swarm import chain as chains
-from swarm.allreduce.codec import read_contribution
 from swarm.chain import Entry
 from swarm.config import RunConfig
 from swarm.digest import Digest
@@ -33,7 +32,6 @@ from swarm.messages import Commit, Contribution, record_digest
 from swarm.round.facts import Unreached
 from tests.equivalence.member import Member, Place
 from tests.equivalence.stand_ins import Killed, with_batch
-from tests.sim.reference import brought
 
 SWEEP_S = 0.1  # virtual time of one pass over all members
 MAX_DELAY_S = 0.5  # of mail whose order descends from a seed
@@ -211,18 +209,6 @@ class Group:
     def entries_of(self, head: Digest) -> list[Entry]:
         """Everything that the chain up to a head lists."""
         return [entry for commit in self.chain_to(head) for entry in commit.commit.entries]
-
-    def brought_N(self, entry: Entry) -> Tensor:
-        """(N,) fp64: what an entry brings to the chain, by the reference: its blob decoded, scaled if it is many rounds'."""
-        store, math = next((one.store, one.replica.math) for one in self.members if one.store.has(entry.root))
-        blob = store.read(entry.root)
-        places = read_contribution(blob, math.codec, entry.first_unit, entry.end_unit - entry.first_unit)
-        units = math.layout.units[entry.first_unit : entry.end_unit]
-        decoded = [
-            math.codec.decode(blob[place.offset : place.offset + place.num_bytes], unit.numel)
-            for place, unit in zip(places, units, strict=True)
-        ]
-        return torch.from_numpy(brought(torch.cat(decoded).double().numpy(), entry.steps, self.config))
 
     def digests_to(self, head: Digest) -> list[Digest]:
         """The state digests of versions 1, 2 ... up to a head."""

@@ -25,7 +25,7 @@ from swarm import chain as chains
 from swarm.allreduce.codec import make_codec
 from swarm.allreduce.layout import flatten
 from swarm.allreduce.merge import check_merge_blob
-from swarm.allreduce.shared import RunMath, check_contribution, genesis_state
+from swarm.allreduce.shared import RunMath, check_contribution, decode_unit, genesis_state
 from swarm.chain import ChainState, Entry, Merge
 from swarm.config import RunConfig
 from swarm.digest import Digest, digest_of
@@ -122,9 +122,8 @@ class Member:
         config, dtype = place.config, group.dtype
         model = build_model(config.model, dtype=dtype)
         layout = layout_of(model)
-        math = RunMath.of(
-            group.config, layout, make_codec(config.codec), dtype
-        )  # the same for all, whatever the own batch
+        # The run's arithmetic is the same for all, whatever batch a member has of its own.
+        math = RunMath.of(group.config, layout, make_codec(config.codec), dtype)
         device = torch.device("cpu")
         optimizer = make_inner_optimizer(config.inner, model.named_parameters(), device=device)
         self.inner = WatchedTrainer(model, optimizer, device, clip_norm=config.inner.clip_norm, micro_batch=2)
@@ -224,10 +223,13 @@ class Member:
         -(sum of inner updates) = sum of own listed contributions as sent + residual + (anchor - theta), without decay.
         Steps that a death took are no work: no saved state ever held them.
         """
+        math = self.replica.math
         listed_N = torch.zeros_like(self.inner.updates_N)
         for entry in self.group.entries_of(self.head):
             if entry.author == self.id:
-                listed_N += self.group.brought_N(entry)
+                blob = next(one.store for one in self.group.members if one.store.has(entry.root)).read(entry.root)
+                for unit in math.layout.units:
+                    listed_N[math.layout.slice_of(unit.index)] += decode_unit(math, entry, blob, unit.index).double()
         open_N = self.residual_N.double() + (self.anchor_N.double() - self.theta_N.double())
         return float((self.inner.updates_N + listed_N + open_N).norm() / self.inner.updates_N.norm())
 

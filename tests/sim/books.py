@@ -21,11 +21,9 @@ from peer.replica import Replica
 from swarm.allreduce.codec import read_contribution
 from swarm.allreduce.ledger import UNDO_DEPTH, Ledger
 from swarm.chain import ChainState
-from swarm.config import RunConfig
 from swarm.digest import Digest
 from swarm.identity import PeerId
 from swarm.messages import Contribution
-from tests.sim.reference import brought
 
 if TYPE_CHECKING:
     from tests.sim.life import Life
@@ -83,7 +81,7 @@ class CutFacts:
     """One contribution as it was cut."""
 
     contribution: Contribution
-    brought_N: Vector  # d: what it brings to the chain
+    decoded_N: Vector  # d: what its blob says
     before_N: Vector  # e0
 
 
@@ -100,16 +98,12 @@ class Before:
 class Books:
     """All contributions ever cut in one world."""
 
-    config: RunConfig
+    beta: float
     tolerance: float
     cuts: dict[PeerId, dict[int, CutFacts]] = field(default_factory=dict)
     told: set[Digest] = field(default_factory=set)  # contributions that left their author's trainer
     checked: dict[Digest, bool] = field(default_factory=dict)  # blobs that somebody decoded, and whether they did
     columns: Counter[str] = field(default_factory=Counter)  # of all peers, for the report
-
-    @property
-    def beta(self) -> float:
-        return self.config.codec.error_decay
 
     def note_cut(self, replica: Replica, made: Contribution) -> None:
         """A contribution as its author signs it. The number of one that died before it was told may be used again."""
@@ -117,7 +111,7 @@ class Books:
         if made.seq in own and own[made.seq].contribution.root in self.told:
             raise LawBroken("a number means one blob", f"number {made.seq} of {made.author} is cut again")
         before_N = _vector(replica._ledger.pending[made.seq].before_N)
-        own[made.seq] = CutFacts(made, brought(_decoded(replica, made.root), made.steps, self.config), before_N)
+        own[made.seq] = CutFacts(made, _decoded(replica, made.root), before_N)
 
     def made(self, author: PeerId, seq: int) -> Contribution | None:
         """What was cut under a number. A peer that went back to an older disk may do the same work again: the very same
@@ -153,7 +147,7 @@ class Books:
         tokens = replica.work.tokens + sum(record.tokens for record in ledger.pending.values())
         for seq, cut in own.items():
             if (life.peer.id, seq) in listed:
-                present_N = present_N + cut.brought_N + (1.0 - self.beta) * cut.before_N
+                present_N = present_N + cut.decoded_N + (1.0 - self.beta) * cut.before_N
                 tokens += cut.contribution.tokens
         return -account.updates_N - present_N, account.done - tokens
 

@@ -19,7 +19,7 @@ from swarm.round.commits import roots_of
 from swarm.round.facts import Effect, Fact, Received, Send
 from tests.sim.books import LawBroken
 from tests.sim.faults import DiskFull, Freeze, Lossy, Partition, Slow, SlowDisk, SlowLink, Usurper, Withhold
-from tests.sim.reference import Numbers, round_steps
+from tests.sim.reference import Numbers, round_steps, taken_of
 from tests.sim.traffic import cuts
 from tests.sim.wires import open_sealed
 from tests.sim.workshop import precision_of
@@ -123,11 +123,11 @@ class Laws:
 
     def _step_due(self, parent: Known, commit: CommitList) -> Numbers:
         """The next state by the formulas, from what the authors' books say."""
-        entries = commit.entries
+        entries, config = commit.entries, self._world.config
         total = sum(entry.tokens for entry in entries)
-        books = self._world.books
-        brought = [books.cuts[entry.author][entry.seq].brought_N * entry.tokens for entry in entries]
-        return parent.numbers.after(self._world.config.outer, sum(brought) / total)
+        decoded = [self._world.books.cuts[entry.author][entry.seq].decoded_N for entry in entries]
+        taken = [taken_of(one, entry.steps, config) * entry.tokens for one, entry in zip(decoded, entries, strict=True)]
+        return parent.numbers.after(config.outer, sum(taken) / total)
 
     def _merge_due(self, parent: Known, merge: Merge) -> Numbers:
         """The mean of the two anchors, by the tokens that each side alone lists; the optimizer's state as it was."""

@@ -23,7 +23,6 @@ import torch
 
 import peer.replica as replica_module
 import peer.trainer as trainer_module
-import swarm.allreduce.ledger as ledger_module
 import swarm.allreduce.shared as shared_module
 import swarm.chain as chain_module
 import swarm.round.catch_up as catch_up_module
@@ -165,7 +164,7 @@ def _unweighted_mean() -> None:
 
 
 def _count_many_rounds_in_full() -> None:
-    shared_module.contribution_scale = ledger_module.contribution_scale = lambda steps, round_steps: 1.0
+    shared_module.contribution_scale = lambda steps, round_steps: 1.0
 
 
 def _merge_through_outer() -> None:

@@ -1,5 +1,5 @@
-"""The reference for the shared arithmetic: the outer optimizers by their textbook formulas, in plain numpy fp64; and what a
-contribution brings, in numpy's fp32, as every peer must round it alike."""
+"""The reference for the shared arithmetic: the outer optimizers by their textbook formulas, in plain numpy fp64; and what
+the chain takes of a contribution, in numpy's fp32, as every peer must round it alike."""
 
 from __future__ import annotations
 
@@ -58,8 +58,8 @@ def round_steps(config: RunConfig) -> int:
     return config.round.lease_steps or config.round.local_steps or 256
 
 
-def brought(decoded_N: Vector, steps: int, config: RunConfig) -> Vector:
-    """d: a decoded blob, scaled down to two rounds' worth of steps in 256ths where it holds more."""
+def taken_of(decoded_N: Vector, steps: int, config: RunConfig) -> Vector:
+    """What the chain takes of a decoded blob: all of it, or two rounds' worth of steps in 256ths where it holds more."""
     share = min(Fraction(1), Fraction(2 * round_steps(config), max(steps, 1)))
     scale = max(1, floor(256 * share)) / 256
     return (decoded_N.astype(np.float32) * np.float32(scale)).astype(np.float64)

@@ -85,7 +85,7 @@ class World:
         self.has_moved = True  # since agreement was last looked for
         self.math = math_of(self.config)
         self.genesis = genesis_of(self.math)
-        self.books = Books(self.config, TOLERANCES[precision_of(self.config)])
+        self.books = Books(self.config.codec.error_decay, TOLERANCES[precision_of(self.config)])
         self.traffic = Traffic(self)
         self.fate = Fate(self)
         record, _ = snapshot(self.math, self.genesis)

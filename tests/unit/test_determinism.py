@@ -40,7 +40,7 @@ def one_thread() -> Iterator[None]:
 def math_of(codec: str, optimizer: str) -> RunMath:
     outer = OuterConfig.model_validate({"optimizer": optimizer, "learning_rate": 0.3, "weight_decay": 0.01})
     block = CodecConfig.model_validate({"name": codec, "block_size": 256})
-    return RunMath(LAYOUT, make_codec(block), outer, error_decay=0.95, lease_windows=3, round_steps=5)
+    return RunMath(LAYOUT, make_codec(block), outer, error_decay=0.95, lease_windows=3)
 
 
 def vector(multiplier: int) -> torch.Tensor:

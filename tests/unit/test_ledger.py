@@ -47,17 +47,8 @@ class LargestOnly:
         return vector_from(payload)
 
 
-ROUND_STEPS = 2
-SCALES = {
-    1: 1.0,
-    4: 1.0,
-    9: 113 / 256,
-    2000: 1 / 256,
-}  # by inner steps: 4 / steps in 256ths, rounded down, at least one
-
-
 def _math(codec: Codec, beta: float, dtype: torch.dtype = torch.float64) -> RunMath:
-    return RunMath(LAYOUT, codec, OUTER, error_decay=beta, lease_windows=1, round_steps=ROUND_STEPS, dtype=dtype)
+    return RunMath(LAYOUT, codec, OUTER, error_decay=beta, lease_windows=1, dtype=dtype)
 
 
 @dataclass(frozen=True, eq=False)
@@ -168,14 +159,11 @@ class World:
         life = self.lives[peer]
         if not (life.ledger.may_cut and life.trained):
             return
-        seq, tokens, steps = life.next_seq, self.chance.randint(1, 50), self.chance.choice([1, 4, 9, 2000])
-        ledger, blob = cut(self.math, life.ledger, life.node.state, life.theta_N, seq, (tokens, steps))
+        seq, tokens = life.next_seq, self.chance.randint(1, 50)
+        ledger, blob = cut(self.math, life.ledger, life.node.state, life.theta_N, seq, (tokens, 1))
         root = blob_digest(blob)
-        entry = Entry(peer, seq, 1, root, 0, len(LAYOUT.units), tokens, steps)
-        unscaled = replace(entry, steps=1)
-        decoded_N = torch.cat([decode_unit(self.math, unscaled, blob, unit.index) for unit in LAYOUT.units])
-        sent_N = decoded_N * SCALES[steps]
-        self.met["scaled"] += steps > 2 * ROUND_STEPS
+        entry = Entry(peer, seq, 1, root, 0, len(LAYOUT.units), tokens, 1)
+        sent_N = torch.cat([decode_unit(self.math, entry, blob, unit.index) for unit in LAYOUT.units])
         self.blobs[root] = blob
         self.announced[peer, seq] = Announced(entry, life.node.version, sent_N.double(), life.ledger.residual_N)
         self.lives[peer] = replace(life, ledger=ledger, next_seq=seq + 1, cut_at=life.node, trained=False)
@@ -289,7 +277,6 @@ def test_the_lives_meet_every_case() -> None:
         "several commits at once",
         "train on while pending",
         "restart",
-        "scaled",
     ):
         assert met[case] > 0, f"{case} never happened: {met}"
 

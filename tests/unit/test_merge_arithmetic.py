@@ -30,7 +30,7 @@ LAYOUT = build_layout([[("a", (13, 41))], [("b", (300,)), ("c", (2, 3))], [("d",
 def math_of(codec: str = "int8", optimizer: str = "nesterov", dtype: torch.dtype = torch.float32) -> RunMath:
     outer = OuterConfig.model_validate({"optimizer": optimizer})
     made = make_codec(CodecConfig.model_validate({"name": codec, "block_size": 64}))
-    return RunMath(LAYOUT, made, outer, error_decay=1.0, lease_windows=LEASE, round_steps=5, dtype=dtype)
+    return RunMath(LAYOUT, made, outer, error_decay=1.0, lease_windows=LEASE, dtype=dtype)
 
 
 def vector(multiplier: int, dtype: torch.dtype = torch.float32) -> Tensor:

@@ -31,7 +31,7 @@ from swarm.identity import PeerId
 from tests.unit.message_examples import RUN, damaged
 
 LAYOUT = build_layout([[("a", (3,))], [("b", (5,))], [("c", (2,))]])
-MATH = RunMath(LAYOUT, RawCodec(), OuterConfig(optimizer="nesterov"), error_decay=1.0, lease_windows=1, round_steps=5)
+MATH = RunMath(LAYOUT, RawCodec(), OuterConfig(optimizer="nesterov"), error_decay=1.0, lease_windows=1)
 PEERS = tuple(PeerId(bytes([number]) * 32) for number in (1, 2))
 quick = settings(deadline=None, max_examples=100)
 
@@ -66,7 +66,8 @@ def test_a_contribution_of_many_rounds_is_scaled_and_its_weight_stays() -> None:
     )
     many = replace(many, steps=23)
     blobs = {many.root: many_blob, few.root: few_blob}
-    new = after_commit(MATH, _start(), CommitList(entries=(many, few), admitted=()), blobs.__getitem__)
+    math = replace(MATH, round_steps=5)
+    new = after_commit(math, _start(), CommitList(entries=(many, few), admitted=()), blobs.__getitem__)
     scaled = vectors[0].numpy() * np.float32(111 / 256)
     total = scaled * np.float32(30) + vectors[1].numpy() * np.float32(10)
     mean = total * (np.float32(1) / np.float32(40))
@@ -102,7 +103,7 @@ def test_bad_contributions_name_their_fault(first: int, vectors: list[Tensor], r
 
 def test_the_heaviest_contributions_do_not_overflow() -> None:
     """What `check_contribution` lets through cannot make the state of everybody infinite."""
-    math = RunMath(LAYOUT, RawCodec(), OuterConfig(optimizer="adamw"), error_decay=1.0, lease_windows=1, round_steps=5)
+    math = RunMath(LAYOUT, RawCodec(), OuterConfig(optimizer="adamw"), error_decay=1.0, lease_windows=1)
     worst = [torch.full((unit.numel,), MAX_MAGNITUDE) for unit in LAYOUT.units]
     (one, blob), (two, _) = (_contribution(peer, 0, worst, tokens=2**62 - 1) for peer in PEERS)
     new = after_commit(math, _start_of(math), CommitList(entries=(one, two), admitted=()), lambda root: blob)
@@ -123,7 +124,7 @@ def test_a_header_must_name_its_payloads() -> None:
 @quick
 @given(st.data(), st.sampled_from([RawCodec(), Int8Codec(2)]))
 def test_harmed_contributions_are_refused(data: st.DataObject, codec: RawCodec | Int8Codec) -> None:
-    math = RunMath(LAYOUT, codec, MATH.outer, error_decay=1.0, lease_windows=1, round_steps=5)
+    math = RunMath(LAYOUT, codec, MATH.outer, error_decay=1.0, lease_windows=1)
     blob = pack_contribution(codec, 0, [codec.encode(torch.ones(unit.numel)) for unit in LAYOUT.units])
     raw = data.draw(damaged(blob))
     entry = Entry(PEERS[0], 1, 1, blob_digest(raw), 0, 3, 10, 1)
