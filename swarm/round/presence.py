@@ -44,7 +44,6 @@ class Presence:
     def start(self, now_s: float) -> None:
         """A new head, or the first fact."""
         self.head_since_s = now_s
-        self._given_up = set()
         self.listen(now_s)
 
     def listen(self, now_s: float) -> None:
@@ -58,12 +57,16 @@ class Presence:
         self.answers.begin()
 
     def give_up(self, leader: PeerId) -> None:
-        """Its silence was long enough at this head: nobody waits for it once more."""
+        """Its silence was long enough: nobody waits for it once more, at this head or a later one, before it speaks."""
         self._given_up.add(leader)
+
+    def forget_but(self, roster: tuple[PeerId, ...]) -> None:
+        """Of those given up only members matter."""
+        self._given_up &= set(roster)
 
     @property
     def given_up(self) -> frozenset[PeerId]:
-        """Leaders who were silent in their turn at this head."""
+        """Leaders who were silent in their turn, and still are."""
         return frozenset(self._given_up)
 
     def hear(self, status: PeerStatus, sealed: bytes, now_s: float, age_s: float | None = None) -> bool:
@@ -74,6 +77,8 @@ class Presence:
         if (known.status.dialled if known is not None else ()) != status.dialled:
             self._first = None
         self.answers.hear(status.peer, status.answer)
+        if age_s is None:
+            self._given_up.discard(status.peer)
         self._note(status.peer)
         if len(self._at_head) + len(self._ahead) > 2 * MAX_HEARD:
             self._sorted_at = None  # strangers that the roll has forgotten

@@ -186,9 +186,11 @@ class Turn:
         """One who was never led at this head looks for the leader in the view that the others are in."""
         if self._views.knows or not self._search.is_due(len(self.presence.roll), self._now_s):
             return
-        common = self._views.common_view([one.view for one in self.at_head() if one.peer in self.electorate])
-        if common is not None:
-            self._enter(common, "the others are in it", out)
+        here = [one for one in self.at_head() if one.peer in self.electorate]
+        led = max((one.view for one in here if leader_of(one.view, self.order) == one.peer), default=None)
+        common = self._views.common_view([one.view for one in here] if led is None else [led])
+        if common is not None and (led is not None or common > self.view):
+            self._enter(common, "its leader is in it" if led is not None else "the others are in it", out)
 
     def hear(self, status: PeerStatus) -> None:
         """A leader that has turned to another view leads us no more. Who went on listening to it alone would take the lead
@@ -224,8 +226,8 @@ class Turn:
             # It works: whoever had given up on it comes back.
             self._views.enter(view_after(committed_view, old.order, chain), self._now_s)
             self._views.led(self._now_s)
-        if led and self.is_ours:
-            self._led_view = self.view
+        self.presence.forget_but(chain.roster)
+        self._led_view = self.view if led and self.is_ours and committed_view is not None else None
 
     def resume(self, gap_s: float) -> None:
         """This process did not run for `gap_s`."""
@@ -249,6 +251,10 @@ class Turn:
             out.send(peer, NewView(self.view, self.chain.head, beat))
 
     def _enter(self, view: int, reason: str, out: Outbox) -> None:
+        for passed in range(self.view, min(view, self.view + len(self.order))):  # the others have given these up
+            leader = leader_of(passed, self.order)
+            if leader is not None and leader != self.presence.me:
+                self.presence.give_up(leader)
         self._views.enter(view, self._now_s)
         out.happened(ViewChanged(view, self.leader, reason[:400]))
 

@@ -300,15 +300,15 @@ class Laws:
         if not roster or life.peer.number in self._world.usurpers:
             return
         one = self._round
-        if commit.commit.minority:
-            if len(roster) > 1 and now_s - life.resumed_s < self.isolation_s / (1.05 * life.peer.clock_rate):
-                raise LawBroken("who did not run hears the others first", f"{life.peer.name} commits alone at once")
-            return
         patience_s = 1.05 * (one.leader_timeout_s + 2 * one.heartbeat_s) / life.peer.clock_rate
         peers = [peer for peer in map(self._world.by_id, roster) if peer is not None]
         hearing = sum(now_s - peer.words_s.get(life.peer.id, -math.inf) <= patience_s for peer in peers)
-        if 2 * (hearing + 1) <= len(roster):
+        if 2 * (hearing + 1) > len(roster):
+            return
+        if not commit.commit.minority:
             raise LawBroken("a leader is heard", f"{life.peer.name} commits, heard by {hearing} of {len(roster)}")
+        if now_s - life.resumed_s < self.isolation_s / (1.05 * life.peer.clock_rate):
+            raise LawBroken("who did not run hears the others first", f"{life.peer.name} commits alone at once")
 
     def check_unreached(self, life: Life, receiver: Peer) -> None:
         """Nobody is out of reach while a third is connected to both, as both have said."""
