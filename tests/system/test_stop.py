@@ -90,7 +90,7 @@ def test_while_starting(alone: SwarmOfProcesses, stage: str) -> None:
             case "the daemon starts":
                 return bool(process.children()) or None
             case _:
-                return "reachable" in peer.out or None
+                return "listening" in peer.out or None
 
     peer.wait(stage, reached)
     stops_as_promised(peer, signal.SIGINT)
