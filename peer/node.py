@@ -369,9 +369,8 @@ class Node:
 
     async def _catch_up(self, wish: CatchUp) -> None:
         log.info("catching up: %s", wish.reason)
-        others = [heard.status.peer for heard in self._participant.presence.fresh(awake_or_asleep_s())]
         request = CatchUpRequest(
-            peers=tuple(dict.fromkeys([*wish.peers, *others])),
+            peers=self._participant.presence.to_ask(wish.peers, awake_or_asleep_s()),
             chains=self._chains,
             beside=self._beside if wish.merges else None,
             units=() if self._parts.server.state is None else self._parts.server.state.units,

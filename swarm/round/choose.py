@@ -66,6 +66,7 @@ class Deadlines:
     isolation_s: float  # without a majority for so long, whoever is left commits alone
     max_listed: int  # contributions in one commit
     local_steps: int  # after which a member has done its share; 0: there is no such number
+    heartbeat_s: float  # no list before: who came to this head has had no word of the leader's to answer
 
 
 def choose_hint(view: RoundView, deadlines: Deadlines) -> str | None:
@@ -109,6 +110,8 @@ def choose_list(view: RoundView, deadlines: Deadlines) -> tuple[CommitList | Non
         reason = f"deadline of {deadlines.exchange_s:g} s, without {_names(missing)}"
     else:
         return None, f"waits for {_names(missing)} ({len(authors)} of {len(due)} contributions held)"
+    if view.since_head_s < deadlines.heartbeat_s:
+        return None, f"{reason}; hears who is here first, for one heartbeat"
     admitted = tuple(peer for peer in view.present if peer not in authors)[: MAX_ROSTER - len(authors)]
     return _with_dialable(CommitList(entries, admitted, choose_barred(view), _is_minority(view)), view), reason
 

@@ -95,6 +95,7 @@ class Participant:
             isolation_s=max(MIN_ISOLATION_S, ISOLATION_DEADLINES * self._round.exchange_deadline_s),
             max_listed=self._round.max_listed,
             local_steps=self._round.local_steps,
+            heartbeat_s=self._round.heartbeat_s,
         )
         self._seals = seals
         self.presence = Presence(me.peer, self._round.leader_timeout_s, self._round.heartbeat_s)

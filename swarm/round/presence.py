@@ -12,6 +12,7 @@ from swarm.round.answers import Answers
 from swarm.round.roll import MAX_HEARD, Heard, Roll
 
 MAX_FORWARDERS: Final = 4  # peers that are asked, one after the other, to pass one message on
+LATE_BEATS: Final = 3  # heartbeats without a word, after which a peer is asked behind the others
 _NOT_AWAITED: Final = (Activity.SYNCING, Activity.LEAVING)
 
 
@@ -36,6 +37,7 @@ class Presence:
             set()
         )  # leaders whose silence made us turn to another: only a word brings them back
         self._silence_s = silence_s
+        self._late_s = LATE_BEATS * heartbeat_s
         self._sorted_at: ChainState | None = None  # what the three below refer to
         self._at_head: dict[PeerId, Heard] = {}
         self._ahead: dict[PeerId, Heard] = {}
@@ -43,16 +45,18 @@ class Presence:
 
     def start(self, now_s: float) -> None:
         """A new head, or the first fact."""
-        self.head_since_s = now_s
+        self.head_since_s = self.roster_s = now_s
         self.listen(now_s)
 
     def listen(self, now_s: float) -> None:
-        """Silences count from here, and answers to what we say from now on."""
-        self._listens_since_s = self.majority_s = self.roster_s = now_s
+        """Silences of members count from here. Not of the whole roster: who leads because that is gone would wait for it
+        once more, and for ever."""
+        self._listens_since_s = self.majority_s = now_s
 
     def resume(self, gap_s: float, now_s: float) -> None:
         """This process did not run for `gap_s`: nobody was silent to us in that time, and nobody has answered us yet."""
         self.roll.wait_for(gap_s)
+        self.roster_s = now_s
         self.listen(now_s)
         self.answers.begin()
 
@@ -115,6 +119,12 @@ class Presence:
     def fresh(self, now_s: float) -> tuple[Heard, ...]:
         """Those heard lately, by peer id."""
         return self.roll.fresh(now_s, self._silence_s)
+
+    def to_ask(self, first: tuple[PeerId, ...], now_s: float) -> tuple[PeerId, ...]:
+        """These and everyone else heard lately, whoever missed its heartbeats last: a frozen one costs its timeout."""
+        said_s = {heard.status.peer: heard.at_s for heard in self.fresh(now_s)}
+        peers = dict.fromkeys((*first, *said_s))
+        return tuple(sorted(peers, key=lambda peer: now_s - said_s.get(peer, now_s) > self._late_s))
 
     def at_head(self, chain: ChainState, now_s: float) -> tuple[PeerStatus, ...]:
         """The statuses of those heard lately who stand at our head, by peer id."""

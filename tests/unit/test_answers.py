@@ -72,6 +72,16 @@ def test_a_pause_is_nobodys_silence() -> None:
     assert not presence.is_here(OTHER, 101.0 + SILENCE_S + 0.1)
 
 
+def test_who_missed_its_heartbeats_is_asked_last_for_the_way_to_a_better_head() -> None:
+    """A frozen holder, asked first, cost its whole timeout."""
+    presence = Presence(ME, SILENCE_S, HEARTBEAT_S)
+    for peer, at_s in ((OTHER, 0.0), (THIRD, 3.0), (FOURTH, 4.0)):
+        presence.hear(status(peer, 1), b"", at_s)
+    assert presence.to_ask((OTHER, FOURTH), 3.0) == (OTHER, FOURTH, THIRD)
+    assert presence.to_ask((OTHER, FOURTH), 5.0) == (FOURTH, THIRD, OTHER)
+    assert presence.to_ask((ME,), 100.0) == (ME,), "told of by name, though never heard"
+
+
 def test_a_third_that_both_have_dialled_passes_messages_on() -> None:
     presence = Presence(ME, SILENCE_S, HEARTBEAT_S)
     assert presence.forwarders(OTHER) == ()

@@ -20,7 +20,9 @@ from tests.unit.small_swarm import open_sealed
 PEERS = tuple(PeerId(bytes([number]) * 32) for number in range(1, 5))
 ME = PEERS[0]
 CHAIN = replace(genesis(RUN, RUN), roster=PEERS, version=3, entered=(0,) * len(PEERS), dialable=bytes(len(PEERS)))
-DEADLINES = Deadlines(target_tokens=0, train_s=10.0, exchange_s=10.0, isolation_s=30.0, max_listed=64, local_steps=0)
+DEADLINES = Deadlines(
+    target_tokens=0, train_s=10.0, exchange_s=10.0, isolation_s=30.0, max_listed=64, local_steps=0, heartbeat_s=1.0
+)
 
 
 def waiting(author: PeerId, *holders: PeerId) -> Waiting:
@@ -51,6 +53,15 @@ def test_who_is_left_alone_goes_on_and_says_so() -> None:
     assert chosen is not None and chosen.minority and [entry.author for entry in chosen.entries] == [ME]
     chosen, reason = choose_list(replace(ALONE, since_majority_s=29.0), DEADLINES)
     assert chosen is None and "alone in 1 s" in reason
+
+
+def test_no_list_goes_out_before_a_heartbeat_is_over_at_a_head() -> None:
+    """Where rounds were shorter, a newcomer was always a version behind when it was heard, and never admitted."""
+    held = [waiting(peer, *PEERS) for peer in PEERS]
+    full = replace(ALONE, awaited=PEERS, present=PEERS, waiting=tuple(held), is_followed=True, since_majority_s=0.0)
+    chosen, reason = choose_list(replace(full, since_head_s=0.9), DEADLINES)
+    assert chosen is None and "one heartbeat" in reason
+    assert choose_list(replace(full, since_head_s=1.0), DEADLINES)[0] is not None
 
 
 def test_who_was_frozen_and_hears_the_others_lists_nothing_that_it_alone_holds() -> None:

@@ -36,7 +36,9 @@ from swarm.round.rotation import Work, next_to_cut
 from swarm.schema import to_value
 
 HEAD = digest_of("test", b"head")
-DEADLINES = Deadlines(target_tokens=0, train_s=10.0, exchange_s=10.0, isolation_s=30.0, max_listed=4, local_steps=0)
+DEADLINES = Deadlines(
+    target_tokens=0, train_s=10.0, exchange_s=10.0, isolation_s=30.0, max_listed=4, local_steps=0, heartbeat_s=1.0
+)
 
 
 def peers(count: int) -> tuple[PeerId, ...]:
