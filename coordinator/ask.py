@@ -17,13 +17,14 @@ from coordinator.clean import clean
 from swarm.digest import Digest
 from swarm.errors import BadSignature, MalformedBytes, NetworkError, Refusal, Unreachable
 from swarm.identity import Keypair, PeerId
-from swarm.messages import Forward, Refused, open_message, seal_message
+from swarm.messages import FORWARDED_PAGE_BYTES, Forward, Refused, open_message, seal_message
 from swarm.net.forward import ForwardLimits
 from swarm.net.transport import Transport
 
 TIMEOUT_S: Final = 3.0  # of one dial or request
 DIAL_AGAIN_S: Final = 60.0  # a peer that answers by a hop
 MAX_FORWARDERS: Final = 4
+ROOM_S: Final = 0.1  # between two looks whether a third takes more
 
 
 @dataclass(slots=True)
@@ -110,14 +111,24 @@ class Asker:
         """The bytes that come back when a third passes a question on. Raises NetworkError."""
         self._number = max(self._number + 1, int(self._wall_s() * 1000))  # rises, across restarts as well
         forward = seal_message(self._keypair, self._run, Forward(to, self._number, sealed))
-        if refusal := self._taken.refusal(third, len(forward), trio.current_time()):
-            raise Unreachable(refusal)
+        reserved = (
+            len(forward) + FORWARDED_PAGE_BYTES
+        )  # other questions are on their way, whose answers count there first
+        await self._wait_for_room(third, reserved)
         raw = await self._transport.request(third, forward, timeout_s=TIMEOUT_S)
-        self._taken.spend(third, len(raw), trio.current_time())
+        self._taken.spend(third, len(forward) + len(raw) - reserved, trio.current_time())
         author, answer = open_message(raw, run=self._run)
         if author == third and isinstance(answer, Refused):
             raise Unreachable(clean(answer.reason))
         return raw
+
+    async def _wait_for_room(self, third: PeerId, num_bytes: int) -> None:
+        """Returns once that third takes so many bytes more from us. Raises Unreachable."""
+        until_s = trio.current_time() + TIMEOUT_S
+        while refusal := self._taken.refusal(third, num_bytes, trio.current_time()):
+            if trio.current_time() >= until_s:
+                raise Unreachable(refusal)
+            await trio.sleep(ROOM_S)
 
 
 def opened(raw: bytes, of: PeerId, run: Digest, kind: type[Any] = object) -> Any:

@@ -26,8 +26,8 @@ from swarm.errors import BadSignature, MalformedBytes, Refusal
 from swarm.events import Event, event_bytes
 from swarm.identity import Keypair, PeerId
 from swarm.messages import (
+    FORWARDED_PAGE_BYTES,
     MAX_EVENTS_PAGE,
-    MAX_FORWARDED_BYTES,
     MAX_LOG_COMMITS,
     MAX_PEERS_PAGE,
     MAX_SEALED_BYTES,
@@ -158,7 +158,7 @@ class Server:
             if message.to != self._keypair.peer_id:
                 return await self._pass_on(self._forwarding, remote, author, message, payload)
             remote, payload, message = author, message.sealed, await self._forwarding.unwrap(author, message)
-            page_bytes = MAX_FORWARDED_BYTES // 2
+            page_bytes = FORWARDED_PAGE_BYTES
         if author != remote and not isinstance(message, PeerStatus | Contribution | Commit | MergeOffer):
             raise BadSignature(f"{remote} passed on a {type(message).__name__} of {author}")
         if isinstance(message, PeerStatus | Contribution) and len(payload) > MAX_SEALED_BYTES:

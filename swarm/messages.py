@@ -41,6 +41,7 @@ MAX_PEERS_PAGE: Final = 64
 MAX_LOG_COMMITS: Final = 16
 MAX_EVENTS_PAGE: Final = 256
 MAX_FORWARDED_BYTES: Final = 64 << 10  # one message that a third peer passes on: a commit of 64 members fits
+FORWARDED_PAGE_BYTES: Final = MAX_FORWARDED_BYTES // 2  # of an answer in pages, when it goes back by one hop
 MAX_UNITS: Final = 1024
 
 

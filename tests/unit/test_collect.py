@@ -358,7 +358,7 @@ def test_many_peers_behind_nat_stay_within_what_a_third_passes_on(tmp_path: Path
         for _ in range(10):
             assert len(watch.live()) == 30
             await trio.sleep(3.0)
-        assert swarm.peers[0].refused <= 5 < 100 < swarm.peers[0].asked["Forward"]
+        assert swarm.peers[0].refused == 0 and swarm.peers[0].asked["Forward"] > 100
 
     watching(tmp_path, swarm, job, at=[swarm.peers[0].address])
 
