@@ -17,11 +17,12 @@ from peer.clock import awake_or_asleep_s
 from peer.fetch import Asker
 from peer.network import Network
 from swarm.dht.records import prefixes_to_read
-from swarm.errors import NetworkError, RemoteError, StateError
+from swarm.errors import BarnraiseError, NetworkError, RemoteError, StateError
 from swarm.events import Event, PeerMisbehaved
 from swarm.identity import PeerId
 from swarm.messages import GetPeers, KnownStatus, Peers, PeerStatus, open_as
 from swarm.round.participant import Participant
+from swarm.schema import line
 
 log = logging.getLogger(__name__)
 
@@ -79,6 +80,8 @@ class Discovery:
                     break
         except (NetworkError, OSError) as error:
             log.debug("the noticeboard: %s", error)
+        except BarnraiseError as error:  # ours, and no reason to end: members talk to each other without it
+            log.warning("the noticeboard: %s", error)
 
     async def _find_anybody(self) -> None:
         """We hear nobody: asks those we reached, who may have been starting still, and dials every address we remember; tells
@@ -121,7 +124,7 @@ class Discovery:
             if isinstance(status, PeerStatus):
                 self._received(status.peer, status, known.sealed, known.age_s)
             else:
-                self._happened(PeerMisbehaved(peer, f"passed on a status: {status}"[:400]))
+                self._happened(PeerMisbehaved(peer, line(f"passed on a status: {status}")))
 
     def _open_all(self, page: Sequence[KnownStatus]) -> list[PeerStatus | RemoteError]:
         """In a thread: a page of statuses has 64 signatures to be checked."""

@@ -12,6 +12,7 @@ from swarm.identity import PeerId
 from swarm.messages import MAX_FORWARDED_BYTES, Forward, GetBlob, GetChunk
 from swarm.net.forward import ForwardLimits, ForwardNumbers
 from swarm.net.transport import Transport
+from swarm.schema import line
 
 PASS_ON_TIMEOUT_S: Final = 2.0  # a receiver that takes longer is not there: its author asks another third, or waits
 
@@ -38,7 +39,7 @@ class Forwarding:
         try:
             answer = await self._transport.request(forward.to, payload, timeout_s=PASS_ON_TIMEOUT_S)
         except (NetworkError, RemoteError) as error:
-            raise Refusal(f"{forward.to} did not take it: {error}"[:400]) from None
+            raise Refusal(line(f"{forward.to} did not take it: {error}")) from None
         if len(answer) > MAX_FORWARDED_BYTES:
             raise Refusal(f"an answer of {len(answer)} bytes, at most {MAX_FORWARDED_BYTES} are passed on")
         self._limits.spend(author, len(answer), now_s)

@@ -22,6 +22,7 @@ from swarm.digest import Digest
 from swarm.errors import BadSignature, ConfigError, MalformedBytes, StateError
 from swarm.identity import Keypair, load_or_create_keypair, store_keypair
 from swarm.manifest import Manifest
+from swarm.schema import MAX_NAME_BYTES
 
 DATA_ENV: Final = "BARNRAISE_DATA"  # another place for everything that is kept; tests and the demo use it
 MAX_DEFAULT_HOMES: Final = 64  # peers of one run and user on one machine
@@ -211,4 +212,6 @@ def safe_name(name: str) -> str:
     """A name fit for a folder and a screen; raises ConfigError."""
     if not (0 < len(name) <= 40 and all(letter.isalnum() or letter in "-_." for letter in name) and name[0] != "."):
         raise ConfigError(f"--name {name[:60]!r}: 1 to 40 letters, digits, '-', '_' or '.', not starting with a dot")
+    if (num_bytes := len(name.encode())) > MAX_NAME_BYTES:
+        raise ConfigError(f"--name {name!r}: {num_bytes} bytes in UTF-8, at most {MAX_NAME_BYTES}; take a shorter one")
     return name

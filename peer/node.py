@@ -57,6 +57,7 @@ from swarm.round.facts import (
 )
 from swarm.round.own import HELD_VERSIONS
 from swarm.round.participant import Participant
+from swarm.schema import line
 
 log = logging.getLogger(__name__)
 
@@ -231,7 +232,7 @@ class Node:
                     self._happened(events.Evaluated(version, loss))
                     self._learn_loss(version, loss)
             case work.StepDropped(reason):
-                self._happened(events.StepNotApplied(self._participant.me.peer, reason[:400]))
+                self._happened(events.StepNotApplied(self._participant.me.peer, line(reason)))
             case work.TrainerEnded():
                 self.leave()
 
@@ -343,7 +344,7 @@ class Node:
             if root not in self._undecodable:
                 self._undecodable.add(root)
                 author = contribution.author if isinstance(contribution, Contribution) else holders[0]
-                self._happened(events.PeerMisbehaved(author, f"its contribution: {error}"[:400]))
+                self._happened(events.PeerMisbehaved(author, line(f"its contribution: {error}")))
             self.post(BlobFailed(root, f"does not decode: {error}"))
         except NetworkError as error:
             self.post(BlobFailed(root, str(error)))
@@ -381,7 +382,7 @@ class Node:
             target = await self._catcher.find(request)
         except (NetworkError, RemoteError, StateError) as error:
             log.info("catching up failed: %s", error)
-            self.post(CatchUpEnded(str(error)[:400]))
+            self.post(CatchUpEnded(line(error)))
             return
         if target.order is None:
             self.post(CatchUpEnded(target.how, waits=True))

@@ -61,7 +61,7 @@ from swarm.messages import (
     RoundOpened,
     StateRecord,
 )
-from swarm.schema import to_value
+from swarm.schema import line, to_value
 from swarm.wire import MAX_FRAME_BYTES
 
 WAITED_FOR_S: Final = 2.0  # for a blob that is being fetched; less than an asker waits for its answer
@@ -174,7 +174,7 @@ class Server:
         try:
             return await forwarding.pass_on(remote, author, forward, payload)
         except Refusal as refusal:
-            return await seal_aside(self._keypair, self._run, Refused(str(refusal)[:400]))
+            return await seal_aside(self._keypair, self._run, Refused(line(refusal)))
 
     async def _answer(self, remote: PeerId, message: object, page_bytes: int) -> object:
         fault_point.serves(message, self.state)
@@ -265,7 +265,7 @@ class Server:
             return Refused("no checkpoint is kept here yet")
         wanted = max(there) if version is None else version
         if wanted not in there:
-            return Refused(f"version {wanted} is not kept; there are {sorted(there)}"[:400])
+            return Refused(line(f"version {wanted} is not kept; there are {sorted(there)}"))
         return there[wanted].record
 
 

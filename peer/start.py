@@ -66,6 +66,7 @@ from swarm.pace import Upload
 from swarm.round.commits import Seals
 from swarm.round.own import Self, beat_of
 from swarm.round.participant import Participant
+from swarm.schema import MAX_NAME_BYTES, line
 
 SWITCH_INTERVAL_S: Final = (
     0.0002  # the network thread costs the trainer 2 % instead of 20 % (measured, docs/decisions.md)
@@ -265,7 +266,7 @@ class Peer:
         routes = Routes(network.transport, asker.keypair, entrance.run, first_number)
         me = Self(
             peer=replica.author,
-            name=self._options.name or entrance.home.path.name[:40],
+            name=self._options.name or line(entrance.home.path.name, MAX_NAME_BYTES),
             device=_device_name(self._options.device),
             incarnation=replica.incarnation,
         )
@@ -369,7 +370,7 @@ def _told_upload(options: PeerOptions) -> float | None:
 
 def _device_name(requested: str | None) -> str:
     device, _ = choose_device(requested)
-    return describe_device(device)[:60]
+    return line(describe_device(device), MAX_NAME_BYTES)
 
 
 def _as_entry(contribution: Contribution) -> Entry:

@@ -16,7 +16,7 @@ from swarm.errors import MalformedBytes
 from swarm.identity import PeerId
 
 HostKind = Literal["ip4", "ip6", "dns", "dns4", "dns6"]
-MAX_ADDRESS_LETTERS: Final = 200  # a DNS name of 110 letters fits; one address stays one line on a screen
+MAX_ADDRESS_BYTES: Final = 160  # a DNS name of 86 letters fits; a status has room for eight of them
 _KINDS: Final = get_args(HostKind)
 _PORT: Final = re.compile(r"[1-9][0-9]{0,4}", re.ASCII)
 _HOME_NETWORKS: Final = tuple(
@@ -68,8 +68,8 @@ class Address:
 
 def parse_address(text: str) -> Address:
     """The address that a multiaddress string stands for; raises MalformedBytes that says which part is wrong."""
-    if len(text) > MAX_ADDRESS_LETTERS:
-        raise MalformedBytes(f"an address has at most {MAX_ADDRESS_LETTERS} letters, not {len(text)}")
+    if (num_bytes := len(text.encode("utf-8", "replace"))) > MAX_ADDRESS_BYTES:
+        raise MalformedBytes(f"an address has at most {MAX_ADDRESS_BYTES} bytes, not {num_bytes}")
     parts = text.split("/")
     if len(parts) != 7 or parts[0] or parts[3] != "tcp" or parts[5] != "p2p":
         raise MalformedBytes(f"{text!r} is not an address of the form /ip4/1.2.3.4/tcp/4001/p2p/12D3KooW...")

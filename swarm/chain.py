@@ -61,8 +61,8 @@ class ListedNumbers:
     """The sequence numbers of one author that a chain lists: all up to `highest` but the holes."""
 
     author: PeerId
-    highest: U63
-    holes: Annotated[tuple[U63, ...], MaxLen(MAX_HOLES)] = ()  # ascending, each below `highest`
+    highest: U32
+    holes: Annotated[tuple[U32, ...], MaxLen(MAX_HOLES)] = ()  # ascending, each below `highest`
     tokens: U63 = 0  # of all that is listed
 
     def __contains__(self, seq: int) -> bool:

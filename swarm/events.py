@@ -8,13 +8,14 @@ from __future__ import annotations
 import dataclasses
 import math
 from dataclasses import dataclass
-from typing import Any, Final
+from typing import Annotated, Any, Final
 
 from swarm import wire
+from swarm.chain import MAX_BARRED
 from swarm.digest import Digest
 from swarm.errors import MalformedBytes
 from swarm.identity import PeerId
-from swarm.schema import U32, U63, Line, Name, from_value, to_value
+from swarm.schema import U32, U63, Line, MaxLen, Name, from_value, to_value
 
 MAX_LISTED_NAMED: Final = 64  # in one event, which travels whole in a message of MAX_SEALED_BYTES
 MAX_LEFT_OUT_NAMED: Final = 16
@@ -53,8 +54,8 @@ class RoundCommitted:
     tokens_in_all: U63
     leader: PeerId
     view: U63
-    listed: tuple[PeerId, ...]  # the first MAX_LISTED_NAMED
-    left_out: tuple[PeerId, ...]  # members of the roster before that are not listed: the first MAX_LEFT_OUT_NAMED
+    listed: Annotated[tuple[PeerId, ...], MaxLen(MAX_LISTED_NAMED)]  # the first
+    left_out: Annotated[tuple[PeerId, ...], MaxLen(MAX_LEFT_OUT_NAMED)]  # members of the roster before that are not
     minority: bool
     duration_s: float  # since the head before
     reason: Line
@@ -107,7 +108,7 @@ class HeadsBarred:
     """A majority could not get the blobs of these heads: the round was listed anew on their parent."""
 
     version: U63
-    heads: tuple[Digest, ...]
+    heads: Annotated[tuple[Digest, ...], MaxLen(MAX_BARRED)]
 
 
 @dataclass(frozen=True, slots=True)

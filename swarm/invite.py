@@ -18,7 +18,7 @@ from itertools import groupby
 from typing import Any, Final, cast
 
 from swarm import wire
-from swarm.address import MAX_ADDRESS_LETTERS, Address, HostKind, Scope, parse_address
+from swarm.address import MAX_ADDRESS_BYTES, Address, HostKind, Scope, parse_address
 from swarm.digest import DIGEST_BYTES, Digest, digest_of
 from swarm.errors import ConfigError, MalformedBytes
 from swarm.identity import PeerId
@@ -29,7 +29,7 @@ _VERSION: Final = 1
 _PREFIX: Final = f"barnraise{_VERSION}-"
 _CHECKSUM_BYTES: Final = 4  # a mistyped invite passes once in four thousand million times
 # 16 addresses of the longest kind, each with an id of its own, in base32; four times that for white space.
-_MAX_LETTERS: Final = 4 * 8 * MAX_ADDRESSES * (MAX_ADDRESS_LETTERS + 64) // 5
+_MAX_LETTERS: Final = 4 * 8 * MAX_ADDRESSES * (MAX_ADDRESS_BYTES + 64) // 5
 _ANY_VERSION: Final = re.compile(r"barnraise([0-9]{1,6})-(.*)", re.ASCII | re.DOTALL)
 
 

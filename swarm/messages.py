@@ -24,20 +24,21 @@ from swarm.envelope import Envelope, open_envelope, seal
 from swarm.errors import BadSignature, MalformedBytes
 from swarm.identity import Keypair, PeerId
 from swarm.schema import U32, U63, Line, MaxLen, Name, from_value, to_value
+from swarm.status import HOLDING_NAMED as HOLDING_NAMED
 from swarm.status import MAX_ADDRESSES as MAX_ADDRESSES
 from swarm.status import MAX_DIALLED as MAX_DIALLED
-from swarm.status import MAX_HELD as MAX_HELD
 from swarm.status import MAX_LOST as MAX_LOST
 from swarm.status import MAX_SEALED_BYTES as MAX_SEALED_BYTES
 from swarm.status import Activity as Activity
 from swarm.status import Answer as Answer
-from swarm.status import Loss, Rate
+from swarm.status import Loss, Rate, SealedContribution
 from swarm.status import PeerStatus as PeerStatus
 from swarm.status import Sealed as Sealed
 from swarm.status import TimeSplit as TimeSplit
 
 MAX_LEAVES: Final = 30_000  # chunk digests in one frame: a blob of 29 GiB
 MAX_PEERS_PAGE: Final = 64
+MAX_HELD: Final = 256  # blobs that a `holding` names
 MAX_LOG_COMMITS: Final = 16
 MAX_EVENTS_PAGE: Final = 256
 MAX_FORWARDED_BYTES: Final = 64 << 10  # one message that a third peer passes on: a commit of 64 members fits
@@ -117,7 +118,7 @@ class Commit:
     view: U63
     parent: Digest
     commit: CommitList
-    announcements: Annotated[tuple[Sealed, ...], MaxLen(MAX_ENTRIES)]
+    announcements: Annotated[tuple[SealedContribution, ...], MaxLen(MAX_ENTRIES)]
     holders: Annotated[tuple[Holders, ...], MaxLen(MAX_ENTRIES)]  # of a merge: one, of its blob
     reason: Line
     evidence: Annotated[tuple[Sealed, ...], MaxLen(MAX_ROSTER)] = ()  # statuses that report the barred heads lost

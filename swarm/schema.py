@@ -35,16 +35,23 @@ class Range:
 
 @dataclass(frozen=True, slots=True)
 class MaxLen:
-    """The most letters, bytes or items a field may have."""
+    """The most bytes (of a text in UTF-8) or items a field may have."""
 
     limit: int
 
 
 U32 = Annotated[int, Range(0, 2**32 - 1)]
 U63 = Annotated[int, Range(0, 2**63 - 1)]
-Name = Annotated[str, MaxLen(64)]  # what people call a peer
-Line = Annotated[str, MaxLen(400)]  # a reason or an address: one line on a screen
+MAX_NAME_BYTES: Final = 64
+MAX_LINE_BYTES: Final = 400
+Name = Annotated[str, MaxLen(MAX_NAME_BYTES)]  # what people call a peer
+Line = Annotated[str, MaxLen(MAX_LINE_BYTES)]  # a reason: one line on a screen
 _DEFAULT_MAX_LEN: Final = MaxLen(4096)  # for fields that state no limit
+
+
+def line(text: object, max_bytes: int = MAX_LINE_BYTES) -> str:
+    """The text of an error or a reason, cut to what a field of so many bytes holds; what UTF-8 has no bytes for is "?"."""
+    return str(text).encode("utf-8", "replace")[:max_bytes].decode("utf-8", "ignore")
 
 
 def to_value(item: object) -> Any:
@@ -162,7 +169,7 @@ def _plain_reader(kind: Any, where: str, limits: tuple[Any, ...]) -> _Reader:
         if type(value) is not kind:
             raise MalformedBytes(f"{where}: {kind.__name__} is due, not {type(value).__name__}")
         if kind is str or kind is bytes:
-            _check_length(len(value), where, most)
+            _check_length(len(value if kind is bytes or value.isascii() else value.encode()), where, most)
         elif kind is not bool:
             _check_number(value, where, ranges)
         return value

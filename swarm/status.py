@@ -6,19 +6,24 @@ from dataclasses import dataclass
 from enum import StrEnum
 from typing import Annotated, Final
 
+from swarm.address import MAX_ADDRESS_BYTES
 from swarm.digest import Digest
 from swarm.identity import PeerId
-from swarm.schema import U32, U63, Line, MaxLen, Name, Range
+from swarm.schema import U32, U63, MaxLen, Name, Range
 
 MAX_ADDRESSES: Final = 8  # of one peer
 MAX_SEALED_BYTES: Final = 4096  # a sealed status or contribution inside another message
-MAX_HELD: Final = 256  # blobs of the last versions that a status names
+MAX_PENDING_BYTES: Final = 384  # a sealed contribution: all its fields have a size of their own
+MAX_WAITS_BYTES: Final = 200  # what a peer waits for, in words
+HOLDING_NAMED: Final = 32  # blobs that a status names, of those that wait for a commit
 MAX_LOST: Final = 4  # heads that a status says are out of reach
 MAX_DIALLED: Final = 8  # peers that a status says its author has dialled
 
 Rate = Annotated[float, Range(0.0, 1e15)]
 Loss = Annotated[float, Range(0.0, 1e6)]
+AddressText = Annotated[str, MaxLen(MAX_ADDRESS_BYTES)]
 Sealed = Annotated[bytes, MaxLen(MAX_SEALED_BYTES)]
+SealedContribution = Annotated[bytes, MaxLen(MAX_PENDING_BYTES)]
 
 
 class Activity(StrEnum):
@@ -78,10 +83,10 @@ class PeerStatus:
     heldout_loss: Loss | None  # of the anchor of `heldout_version`
     heldout_version: U63
     checkpoint_version: U63 | None  # the newest one it can serve
-    waits_for: Line  # "" when it waits for nothing
-    addresses: Annotated[tuple[Line, ...], MaxLen(MAX_ADDRESSES)]
-    pending: Sealed | None  # its sealed Contribution
-    holding: Annotated[tuple[Digest, ...], MaxLen(MAX_HELD)]  # roots of contributions it holds whole
+    waits_for: Annotated[str, MaxLen(MAX_WAITS_BYTES)]  # "" when it waits for nothing
+    addresses: Annotated[tuple[AddressText, ...], MaxLen(MAX_ADDRESSES)]
+    pending: SealedContribution | None  # its sealed Contribution
+    holding: Annotated[tuple[Digest, ...], MaxLen(HOLDING_NAMED)]  # roots of contributions it holds whole
     time: TimeSplit
     lost: Annotated[tuple[Digest, ...], MaxLen(MAX_LOST)] = ()  # heads whose blobs nobody gave it
     dialled: Annotated[tuple[PeerId, ...], MaxLen(MAX_DIALLED)] = ()  # who answered a fresh dial of its own lately

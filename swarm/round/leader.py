@@ -13,20 +13,20 @@ from typing import Final
 from swarm.chain import ChainState, CommitList
 from swarm.digest import Digest
 from swarm.identity import PeerId
-from swarm.messages import Activity, Commit, CutHint, Holders, LeaderBrief, PeerStatus, RoundOpened
+from swarm.messages import HOLDING_NAMED, Activity, Commit, CutHint, Holders, LeaderBrief, PeerStatus, RoundOpened
 from swarm.round.choose import Deadlines, LostHead, RoundView, choose_hint, choose_list, choose_merge, witnesses
 from swarm.round.docket import Docket, Waiting
 from swarm.round.looks import PROMPT_PEERS
 from swarm.round.merges import Offered
-from swarm.round.own import HOLDING_NAMED
 from swarm.round.roll import Heard
 from swarm.round.turn import Turn
+from swarm.schema import line
 
 OPENING_HEARTBEATS: Final = 3  # without a roster a leader waits so long for others who start at the same time
 
 MAX_REPEATS: Final = 8  # contributions that an answer to a heartbeat names again
 _MAX_HOLDERS_NAMED: Final = 16  # per entry of a commit: more sources than anyone fetches from at once
-_MIN_HOLDERS_NAMED: Final = 4  # of an entry of a long list
+MIN_HOLDERS_NAMED: Final = 4  # of an entry of a long list
 _HOLDERS_IN_ALL: Final = 256  # of all entries, while each has the least
 
 
@@ -157,7 +157,7 @@ def lost_by(
 
 def _holders(peers: Iterable[PeerId], place: int, num_entries: int) -> Holders:
     """Who is named as a holder of an entry: all, or some of them in a long list, others for each place in it."""
-    most = min(_MAX_HOLDERS_NAMED, max(_MIN_HOLDERS_NAMED, _HOLDERS_IN_ALL // num_entries))
+    most = min(_MAX_HOLDERS_NAMED, max(MIN_HOLDERS_NAMED, _HOLDERS_IN_ALL // num_entries))
     inside = sorted(peers, key=lambda peer: peer.raw)
     if len(inside) > most and num_entries > 1:
         first = place * most % len(inside)
@@ -184,7 +184,7 @@ class Briefs:
         """The answer to this status; `beat` is the number of our last heartbeat."""
         reason = leading.reason if leading else "the leader has just taken over"
         chain = turn.chain
-        brief = LeaderBrief(turn.view, chain.version, chain.head, chain.tokens, state_digest, reason[:400], beat)
+        brief = LeaderBrief(turn.view, chain.version, chain.head, chain.tokens, state_digest, line(reason), beat)
         if brief != self._last:
             self._last = brief
         yield self._last or brief

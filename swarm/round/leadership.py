@@ -26,6 +26,7 @@ from swarm.round.passage import Passage
 from swarm.round.relay import sent_by_leader
 from swarm.round.rotation import Work, next_to_cut
 from swarm.round.turn import Turn
+from swarm.schema import line
 
 GATHERING_BEATS: Final = 2  # heartbeats in which the peers of a branch bring their last heads to be merged
 
@@ -90,7 +91,7 @@ class Leadership:
         commit = self._merging_commit(leading, view, now_s)
         commit = commit or leading.commit(view, self._deadlines, self._seat.exchange.docket)
         if leading.skips(view, self._deadlines):
-            out.happened(RoundSkipped(turn.chain.version, leading.reason[:400]))
+            out.happened(RoundSkipped(turn.chain.version, line(leading.reason)))
         if commit is not None:
             for peer in sent_by_leader(commit, turn.presence.me, (*view.present, *turn.members)):
                 out.send(peer, commit)

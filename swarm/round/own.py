@@ -14,8 +14,9 @@ from swarm.messages import MAX_DIALLED, MAX_HELD, Activity, Answer, Contribution
 from swarm.round.docket import MAX_WAITING
 from swarm.round.facts import Figures
 from swarm.round.looks import PROMPT_PEERS
+from swarm.schema import line
+from swarm.status import MAX_WAITS_BYTES
 
-HOLDING_NAMED: Final = 64  # blobs that a status names, of those that wait for a commit
 MAX_HELD_BLOBS: Final = 2 * MAX_WAITING  # remembered: of one commit and of what waits behind it
 HOLDING_PAUSE_S: Final = (
     2e-3  # between two messages of one member that say what it holds, for each member of a large group
@@ -191,7 +192,7 @@ def make_status(me: Self, beat: int, standing: Standing, figures: Figures) -> Pe
         heldout_loss=figures.heldout_loss,
         heldout_version=figures.heldout_version,
         checkpoint_version=figures.checkpoint_version,
-        waits_for=standing.waits_for[:400],
+        waits_for=line(standing.waits_for, MAX_WAITS_BYTES),
         addresses=figures.addresses,
         pending=standing.pending,
         holding=standing.holding,

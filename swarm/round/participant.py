@@ -21,6 +21,7 @@ from swarm.errors import RemoteError
 from swarm.events import HeadsBarred, PeerJoined, PeerLeft, PeerMisbehaved, StateDiffered
 from swarm.identity import PeerId
 from swarm.messages import (
+    HOLDING_NAMED,
     Activity,
     Commit,
     Contribution,
@@ -59,10 +60,11 @@ from swarm.round.leader import Briefs
 from swarm.round.leadership import Leadership, Seat
 from swarm.round.looks import PROMPT_PEERS
 from swarm.round.outbox import Outbox
-from swarm.round.own import HOLDING_NAMED, HoldingNews, Self, Standing, Words, make_status
+from swarm.round.own import HoldingNews, Self, Standing, Words, make_status
 from swarm.round.passage import Passage
 from swarm.round.presence import Presence, key_of
 from swarm.round.turn import Turn
+from swarm.schema import line
 
 MIN_ISOLATION_S: Final = 30.0  # an outage of a minute must make no fork: members go on training without commits
 ISOLATION_DEADLINES: Final = 3  # round deadlines without a majority before whoever is left commits alone
@@ -309,7 +311,7 @@ class Participant:
                 pending = open_as(Contribution, status.pending, self._seals.open_sealed)
                 self._out.add(*self._exchange.announced(pending, status.pending, self.chain))
             except RemoteError as error:
-                self._out.happened(PeerMisbehaved(status.peer, f"its pending contribution: {error}"[:400]))
+                self._out.happened(PeerMisbehaved(status.peer, line(f"its pending contribution: {error}")))
         self._exchange.docket.hold(status.peer, status.incarnation, status.holding)
         self._turn.follow_others(self._out)
         if key_of(status) < self.chain.key or (status.head == self.chain.head and status.view < self.view):

@@ -27,6 +27,7 @@ from swarm.round.facts import CatchUp, Fetch, MoveTo, Received
 from swarm.round.outbox import Outbox
 from swarm.round.relay import passed_on_by
 from swarm.round.turn import Turn
+from swarm.schema import line
 
 MISSED_COMMIT_HEARTBEATS: Final = 2  # how long a newer head elsewhere may be on its way before we go and get it
 MERGE_ASKED: Final = 3  # peers on the better branch that an offer goes to; they pass it on to their leader
@@ -94,7 +95,7 @@ class Passage:
         try:
             listed = check_commit(self._turn.chain, commit, self._open_sealed, self._lease_tokens)
         except RemoteError as error:
-            self._out.happened(PeerMisbehaved(received.sender, f"its commit: {error}"[:400]))
+            self._out.happened(PeerMisbehaved(received.sender, line(f"its commit: {error}")))
             return
         self.commit, self._since_s = commit, now_s
         for peer in passed_on_by(commit, received.sender, self._turn.presence.me) if received.sealed else ():

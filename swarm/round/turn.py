@@ -15,6 +15,7 @@ from swarm.messages import NewView, PeerStatus
 from swarm.round.looks import Looks
 from swarm.round.outbox import Outbox
 from swarm.round.presence import Presence
+from swarm.schema import line
 
 ROLL_CALL_S: Final = 4e-3  # between two looks at who of the roster is here, for each: what matters is half a minute
 MAX_VIEW: Final = 1 << 62  # counting on from here stays within a message's field; no honest swarm comes near
@@ -256,7 +257,7 @@ class Turn:
             if leader is not None and leader != self.presence.me:
                 self.presence.give_up(leader)
         self._views.enter(view, self._now_s)
-        out.happened(ViewChanged(view, self.leader, reason[:400]))
+        out.happened(ViewChanged(view, self.leader, line(reason)))
 
 
 def view_after(view: int, order: tuple[PeerId, ...], chain: ChainState) -> int:

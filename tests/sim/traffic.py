@@ -31,6 +31,7 @@ from swarm.messages import (
 from swarm.round import catch_up
 from swarm.round.catch_up import CatchUpRequest, Outcome
 from swarm.round.facts import BlobFailed, BlobStored, CatchUp, CatchUpEnded, Received, Unreached
+from swarm.schema import line
 from tests.sim.faults import Lossy, Partition, SlowLink
 from tests.sim.life import Life, Peer, Process
 from tests.sim.wires import open_sealed, seal, unseal
@@ -273,7 +274,7 @@ class Traffic:
             case catch_up.Wait(reason):
                 life.take(CatchUpEnded(reason, waits=True))
             case catch_up.Failed(reason):
-                life.take(CatchUpEnded(reason[:400]))
+                life.take(CatchUpEnded(line(reason)))
 
     def _ask_all(self, life: Life, question: catch_up.Ask) -> Process:
         """Each peer's answer, all asked at once."""

@@ -41,6 +41,30 @@ wire_values = st.recursive(
 )
 
 
+def largest(kind: Any, limits: tuple[Any, ...] = ()) -> Any:
+    """The wire value of the most bytes that a reader of this type accepts."""
+    origin = get_origin(kind)
+    if origin is Annotated:
+        base, *found = get_args(kind)
+        return largest(base, tuple(found))
+    if origin is types.UnionType or origin is typing.Union:
+        (inner,) = (arg for arg in get_args(kind) if arg is not types.NoneType)
+        return largest(inner, limits)
+    most = next((limit.limit for limit in limits if isinstance(limit, MaxLen)), 4096)
+    if origin is tuple:
+        item, *rest = get_args(kind)
+        return [largest(item)] * most if rest == [Ellipsis] else [largest(one) for one in (item, *rest)]
+    if kind in (Digest, PeerId):
+        return AUTHOR.peer_id.raw
+    if dataclasses.is_dataclass(kind):
+        hints = typing.get_type_hints(kind, include_extras=True)
+        return [largest(hints[field.name]) for field in dataclasses.fields(kind)]
+    if issubclass(kind, StrEnum):
+        return max((one.value for one in kind), key=len)
+    high = next((limit.high for limit in limits if isinstance(limit, Range)), 2**63 - 1)
+    return {str: "\N{RAINBOW}" * (most // 4), bytes: bytes(most), bool: True, float: float(high)}.get(kind, int(high))
+
+
 def messages_of(kind: type[Any], fixed: dict[str, Any] | None = None) -> st.SearchStrategy[Any]:
     """Valid messages of a kind; `fixed` names fields with one value only."""
     hints = typing.get_type_hints(kind, include_extras=True)

@@ -12,7 +12,6 @@ from hypothesis import strategies as st
 from swarm import wire
 from swarm.errors import MalformedBytes
 from swarm.events import KINDS, event_bytes, event_json, read_event
-from swarm.messages import MAX_SEALED_BYTES
 from tests.unit.message_examples import damaged, example_of, messages_of, wire_values
 
 quick = settings(deadline=None, max_examples=15)
@@ -35,11 +34,6 @@ def test_json_is_plain_and_whole(name: str) -> None:
     assert json.loads(json.dumps(fields)) == fields
     assert fields["event"] == name and fields["at_unix_s"] == 12.346
     assert set(fields) == {"event", "at_unix_s", *event.__dataclass_fields__}
-
-
-@by_kind
-def test_an_event_fits_the_message_that_carries_it(name: str) -> None:
-    assert len(event_bytes(1.0, example_of(KINDS[name]))) <= MAX_SEALED_BYTES
 
 
 @settings(deadline=None, max_examples=200)

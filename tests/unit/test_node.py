@@ -3,8 +3,9 @@
 from __future__ import annotations
 
 import asyncio
+import inspect
 from collections import OrderedDict
-from collections.abc import Awaitable, Callable
+from collections.abc import Awaitable, Callable, Sequence
 from dataclasses import replace
 from pathlib import Path
 from typing import Any
@@ -13,6 +14,7 @@ import pytest
 
 from peer import handoff as work
 from peer.address_book import AddressBook
+from peer.dht import Noticeboard
 from peer.fetch import Fetcher
 from peer.handoff import Handoff
 from peer.node import Node
@@ -22,11 +24,12 @@ from peer.routes import Routes
 from swarm.address import Address
 from swarm.chain import Merge
 from swarm.config import RoundConfig, RunConfig
+from swarm.dht.records import Record, prefix_of
 from swarm.digest import blob_digest
 from swarm.errors import LocalError, MalformedBytes, Unreachable
 from swarm.events import Evaluated, Event, LossJumped, PeerJoined, PeerLeft, PeerMisbehaved, PeerStarted
 from swarm.identity import PeerId
-from swarm.messages import Contribution, GetPeers, Goodbye, Peers, record_digest, seal_message
+from swarm.messages import Contribution, GetPeers, Goodbye, Peers, PeerStatus, open_as, record_digest, seal_message
 from swarm.net.simnet import SimTransport
 from swarm.round.commits import Seals
 from swarm.round.facts import CutDone, Send
@@ -50,13 +53,33 @@ BAD = b"does not decode"
 
 
 class Board:
-    """A noticeboard that is out of order."""
+    """A noticeboard that is out of order; with the interface of the real one (see below)."""
 
-    async def publish(self, peer: PeerId, sealed: bytes) -> None:
+    async def publish(self, author: PeerId, sealed: bytes) -> bool:
         raise Unreachable("no board")
 
-    async def read(self) -> list[Any]:
+    async def read(self, prefixes: Sequence[int] = ()) -> tuple[Record, ...]:
         raise Unreachable("no board")
+
+
+class SharedBoard(Board):
+    """One in memory, for all peers; the status that is pinned to it while `faulty` is one that no board takes."""
+
+    def __init__(self) -> None:
+        self.faulty = False
+        self.refused = 0
+        self.sealed: dict[PeerId, bytes] = {}
+
+    async def publish(self, author: PeerId, sealed: bytes) -> bool:
+        if self.faulty:
+            self.refused += 1
+            raise LocalError("a status of 5000 bytes")
+        self.sealed[author] = sealed
+        return True
+
+    async def read(self, prefixes: Sequence[int] = ()) -> tuple[Record, ...]:
+        found = [(peer, sealed) for peer, sealed in self.sealed.items() if prefix_of(peer) in prefixes]
+        return tuple(Record(open_as(PeerStatus, sealed, run=RUN), sealed) for _, sealed in found)
 
 
 class StubNetwork:
@@ -160,6 +183,30 @@ def play(tmp_path: Path, count: int, story: Callable[..., Awaitable[None]]) -> N
             await asyncio.gather(*(peer.task for peer in peers), return_exceptions=True)
 
     run_clean(main())
+
+
+@pytest.mark.parametrize("name", ["publish", "read"])
+def test_the_boards_of_these_tests_are_asked_as_the_real_one_is(name: str) -> None:
+    """One took no prefixes, so what follows a read had never run."""
+    stubs, real = (Board, SharedBoard), inspect.signature(getattr(Noticeboard, name))
+    for stub in stubs:
+        assert list(inspect.signature(getattr(stub, name)).parameters) == list(real.parameters)
+
+
+def test_peers_meet_on_the_noticeboard_and_outlive_one_that_refuses_them(tmp_path: Path) -> None:
+    async def story(one: Peer, two: Peer) -> None:
+        board = SharedBoard()
+        board.faulty = True
+        one.network.board = two.network.board = board
+        one.network.transport.known.clear()  # type: ignore[attr-defined]
+        two.network.transport.known.clear()  # type: ignore[attr-defined]
+        await until(lambda: board.refused >= 2)
+        board.faulty = False
+        await until(lambda: len(board.sealed) == 2)
+        await until(lambda: bool(one.saw(PeerJoined) and two.saw(PeerJoined)))
+        assert not one.task.done() and not two.task.done()
+
+    play(tmp_path, 2, story)
 
 
 def test_peers_meet_and_say_goodbye(tmp_path: Path) -> None:

@@ -19,9 +19,8 @@ from peer.serve import KEPT_EVENTS
 from swarm.chain import MAX_AGE_VERSIONS, ChainState, apply
 from swarm.config import RoundConfig, RunConfig
 from swarm.digest import Digest, digest_of
-from swarm.messages import MAX_HELD, Commit, seal_message
+from swarm.messages import HOLDING_NAMED, MAX_HELD, Commit, seal_message
 from swarm.round.facts import CutDone
-from swarm.round.participant import HOLDING_NAMED
 from tests.unit.message_examples import RUN
 from tests.unit.small_swarm import LEASE, START, SmallSwarm, contribution_of, run_clean, state_at
 from tests.unit.test_node import Peer
