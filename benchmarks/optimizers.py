@@ -84,7 +84,9 @@ def make_trainer(run: RunConfig, inner: InnerConfig, kind: str, seed: int, devic
     model: nn.Module = build_model(run.model, device=device)
     layout = layout_of(model)
     unflatten_into(layout, initial_parameters(run.model, seed, layout), dict(model.named_parameters()))
-    optimizer = make_inner_optimizer(inner, model.named_parameters(), device=device, prefer_torch=kind == "lion")
+    optimizer = make_inner_optimizer(
+        inner, model.named_parameters(), device=device, kind="lion" if kind == "lion" else None
+    )
     precision, _ = Precision.for_device(device)
     return InnerTrainer(model, optimizer, device, clip_norm=inner.clip_norm, precision=precision)
 

@@ -96,8 +96,12 @@ def peer(
         float, typer.Option("--max-upload-mbit", metavar="MBIT", min=0, help="What your line can send, Mbit/s.")
     ] = 0.0,
     prefer_torch: Annotated[
-        bool, typer.Option("--prefer-torch", help="On a CPU: torch's fp32 optimizer where the run says 8 bits.")
-    ] = False,
+        bool | None,
+        typer.Option(
+            "--prefer-torch/--prefer-8bit",
+            help="fp32 or 8-bit optimizer moments where the run says 8 bits. Default: fp32 on a CPU with memory to spare.",
+        ),
+    ] = None,
 ) -> None:
     from peer.main import run_peer
     from peer.options import PeerOptions

@@ -118,37 +118,16 @@ class InnerOptimizer:
                     yield self._names[parameter], part.state[parameter]
 
 
-def planned_optimizer(
-    config: InnerConfig, device: torch.device, has_memory: bool, *, prefer_torch: bool = False
-) -> tuple[str, str]:
-    """Returns the kind of optimizer that this peer should use, and why, for people.
-
-    The manifest's choice stands. Only a caller that prefers torch's own kernels, on a CPU with memory to spare
-    (`has_memory`), gets fp32 state in place of 8-bit state: the same rule of update, 4 times the memory.
-    """
-    kind = config.optimizer
-    if kind not in ("adamw8bit", "lion8bit"):
-        return kind, f"{kind}, as the run says"
-    if device.type != "cpu":
-        return kind, f"{kind}, as the run says; 8-bit state is fast on this device"
-    if not prefer_torch:
-        return kind, f"{kind}, as the run says; on a CPU --prefer-torch is about 25 times faster"
-    if not has_memory:
-        return kind, f"{kind}, as the run says; fp32 state would be faster on a CPU but memory is short"
-    plain = kind.removesuffix("8bit")
-    return plain, f"{plain} with fp32 state in place of {kind}: no GPU, memory to spare, about 25 times faster on a CPU"
-
-
 def make_inner_optimizer(
     config: InnerConfig,
     named_parameters: Iterable[tuple[str, Parameter]],
     *,
     device: torch.device,
-    prefer_torch: bool = False,
+    kind: str | None = None,
 ) -> InnerOptimizer:
-    """Returns the run's inner optimizer over all parameters that require a gradient, with zero state.
+    """Returns an inner optimizer over all parameters that require a gradient, with zero state.
 
-    The parameters must be on `device` already. `prefer_torch` puts fp32 state in the place of 8-bit state.
+    The parameters must be on `device` already. `kind` is one that `choose_optimizer` gave; None: the run's.
     Raises ConfigError for a setting that the optimizer cannot use, LocalError for parameters on another device.
     """
     names = {parameter: name for name, parameter in named_parameters if parameter.requires_grad}
@@ -156,7 +135,7 @@ def make_inner_optimizer(
         raise LocalError(f"parameter {misplaced[0]!r} is not on {device}: move the model before making its optimizer")
     if max(config.betas) >= 1:
         raise ConfigError(f"inner.betas={config.betas}: both must be below 1")
-    kind: str = config.optimizer.removesuffix("8bit") if prefer_torch else config.optimizer
+    kind = kind or config.optimizer
     eight_bit = [p for p, name in names.items() if kind.endswith("8bit") and _has_8bit_state(name, p)]
     if wrong := [p.dtype for p in eight_bit if p.dtype != torch.float32]:
         raise ConfigError(f"inner.optimizer={kind!r} needs fp32 parameters and this model has {wrong[0]}: use 'adamw'")

@@ -6,6 +6,7 @@ from typing import Final
 
 from peer.address_book import AddressBook, Known
 from peer.clock import awake_or_asleep_s
+from peer.commands import barnraise_command, peer_command
 from peer.entrance import Entrance
 from peer.invitation import invitation
 from peer.network import Network
@@ -61,16 +62,16 @@ class Introduction:
             own=self._network.addresses,
         )
         invite, note = invitation(self._entrance.run, self._me, at_start)
-        local = " --local" if self._local else ""
+        local = ["--local"] if self._local else []
         screen.say("")
         screen.say("To join:" if self._local else "To join this run from another machine or terminal:")
-        screen.say(f"  python run_peer.py --join {invite.encode()}{local}")
+        screen.say(f"  {peer_command('--join', invite.encode(), *local)}")
         if note and not self._local:
             screen.say(f"  ({note})")
         screen.say("To watch it:")
-        screen.say(f"  barnraise monitor {invite.encode()}")
+        screen.say(f"  {barnraise_command('monitor', invite.encode())}")
         screen.say("For a fresh invite at any time:")
-        screen.say(f"  barnraise invite --home {self._entrance.home.path}")
+        screen.say(f"  {barnraise_command('invite', '--home', self._entrance.home.path)}")
         screen.say("")
 
     def look(self, participant: Participant) -> None:

@@ -4,7 +4,6 @@ from __future__ import annotations
 
 import logging
 import os
-import shlex
 import socket
 import sys
 from dataclasses import replace
@@ -13,6 +12,7 @@ from typing import Final
 
 from peer import fault_point
 from peer.address_book import AddressBook, Known
+from peer.commands import barnraise_command, peer_command
 from peer.home import Home, open_default_home, open_home, safe_name
 from peer.invitation import invitation
 from peer.options import PeerOptions
@@ -27,6 +27,7 @@ from swarm.manifest import Manifest
 
 EXIT_FAILED: Final = 2
 LOG_ENV: Final = "BARNRAISE_LOG"  # a level such as DEBUG, for people who look into a problem
+LOG_LEVELS: Final = ("DEBUG", "INFO", "WARNING", "ERROR", "CRITICAL")
 
 
 def run_peer(options: PeerOptions) -> int:
@@ -98,7 +99,7 @@ def make_run(
         config = read_run_file(config_path)
         if isinstance(config, Manifest):
             raise ConfigError(
-                f"{config_path} is a manifest already; start it with: barnraise peer --config {config_path}"
+                f"{config_path} is a manifest already; start it with: {peer_command('--config', config_path)}"
             )
         _check_paths(data, tokenizer)
         from peer.entrance import complete_manifest  # imports torch
@@ -124,8 +125,8 @@ def make_run(
         if note and not local:
             screen.say(f"          ({note})")
         options = [*(["--data", data] if data else []), *(["--tokenizer", tokenizer] if tokenizer else [])]
-        words = ["python", "run_peer.py", "--home", first.path, *options, *(["--local"] if local else [])]
-        screen.say(f"start the first peer:  {shlex.join(map(str, words))}")
+        command = peer_command("--home", first.path, *options, *(["--local"] if local else []))
+        screen.say(f"start the first peer:  {command}")
         return 0
     except LocalError:
         raise
@@ -143,7 +144,7 @@ def run_relay_command(path: Path, home: Path | None, listen: str, announce: tupl
     try:
         manifest = read_run_file(path)
         if not isinstance(manifest, Manifest):
-            raise ConfigError(f"{path} is no manifest; make one with: barnraise new {path}")
+            raise ConfigError(f"{path} is no manifest; make one with: {barnraise_command('new', path)}")
         from peer.relay import run_relay
 
         run_relay(manifest, screen, home=home, listen=listen, announce=announce, max_bytes=max_bytes)
@@ -187,13 +188,18 @@ def _listening(home: Home) -> tuple[str, ...]:
 
 
 def _set_up_logs(screen: Screen) -> None:
-    """Warnings of all, and more of ours if asked, on standard error; through the printer, as they come from the loop too."""
-    level = os.environ.get(LOG_ENV, "WARNING").upper()
+    """Warnings of all, and more of ours if asked, on standard error; through the printer, as they come from the loop too.
+
+    Raises ConfigError for a level that there is not.
+    """
+    level = os.environ.get(LOG_ENV) or "WARNING"
+    if level.upper() not in LOG_LEVELS:
+        raise ConfigError(f"{LOG_ENV} = {level[:40]!r}: one of {', '.join(LOG_LEVELS)}")
     form = "%(asctime)s %(levelname)s %(name)s: %(message)s"
-    logging.basicConfig(level=logging.WARNING, format=form, handlers=[QueuedLogs(screen.printer)])
-    known = logging.getLevelNamesMapping()
+    logging.basicConfig(level=logging.WARNING, format=form, handlers=[QueuedLogs(screen.printer)], force=True)
+    logging.captureWarnings(True)
     for name in ("peer", "swarm"):
-        logging.getLogger(name).setLevel(known.get(level, logging.WARNING))
+        logging.getLogger(name).setLevel(level.upper())
 
 
 def _free_port() -> int:

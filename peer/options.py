@@ -25,4 +25,4 @@ class PeerOptions:
     json_events: Path | None = None
     quiet: bool = False
     max_upload_mbit: float = 0.0  # what the line can send; 0: unknown
-    prefer_torch: bool = False  # fp32 optimizer state on a CPU where the run says 8 bits
+    prefer_torch: bool | None = None  # fp32 optimizer moments where the run says 8 bits; None: what suits the machine

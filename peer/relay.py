@@ -17,6 +17,7 @@ from typing import Any, Final
 from peer.address_book import AddressBook
 from peer.blob_store import BlobStore
 from peer.clock import awake_or_asleep_s
+from peer.commands import peer_command
 from peer.fetch import Asker, Fetcher
 from peer.forwarding import Forwarding
 from peer.home import Home, open_default_home, open_home
@@ -175,7 +176,7 @@ def _introduce(screen: Screen, manifest: Manifest, keypair: Keypair, network: Ne
     screen.fact("relay", keypair.peer_id.base58)
     screen.fact("listens at", ", ".join(address.split("/p2p/")[0] for address in network.addresses))
     screen.say("To join this run over it:")
-    screen.say(f"  python run_peer.py --join {invite.encode()}")
+    screen.say(f"  {peer_command('--join', invite.encode())}")
 
 
 async def _tell(screen: Screen, relay: Relay, forwarding: Forwarding) -> None:

@@ -16,6 +16,7 @@ from dataclasses import replace
 from typing import Final
 
 import torch
+from safetensors.torch import load as load_safetensors
 
 from peer.address_book import AddressBook
 from peer.beginning import begin
@@ -33,9 +34,10 @@ from peer.first_words import fetch_from_known, fetch_manifest, fetch_state
 from peer.forwarding import Forwarding
 from peer.handoff import Handoff
 from peer.home import cache_folder, safe_name
-from peer.inner import make_inner_optimizer, planned_optimizer
+from peer.inner import make_inner_optimizer
 from peer.introduction import Introduction
 from peer.model import build_model, layout_of
+from peer.moments import choose_optimizer, saved_kind
 from peer.network import Network, NetworkConfig
 from peer.network_thread import NetworkThread
 from peer.node import Node
@@ -163,18 +165,6 @@ class Peer:
             model = build_model(config.model, device=device)
             layout = layout_of(model)
             math = RunMath.of(config, layout, make_codec(config.codec))
-            optimizer = make_inner_optimizer(
-                config.inner, model.named_parameters(), device=device, prefer_torch=self._options.prefer_torch
-            )
-            chosen_kind = planned_optimizer(config.inner, device, True, prefer_torch=self._options.prefer_torch)
-            self._screen.fact("optimizer", chosen_kind[1])
-            precision, precision_reason = Precision.for_device(device, checkpointing=device.type == "cuda")
-            inner = InnerTrainer(model, optimizer, device, clip_norm=config.inner.clip_norm, precision=precision)
-            inner.micro_batch, batch_reason = choose_micro_batch(
-                inner, config.data.sequence_length, config.model.vocab_size, config.inner.batch_windows
-            )
-            self._screen.fact("precision", precision_reason)
-            self._screen.fact("micro-batch", batch_reason)
             replica = Replica(math, keypair.peer_id, entrance.run, store, Generations(entrance.home.state))
             fetcher = Fetcher(asker, store)
             begun = begin(
@@ -184,6 +174,23 @@ class Peer:
                 lambda: thread.call(fetch_state(asker, network, fetcher), None),
                 self._screen,
             )
+            saved = load_safetensors(begun.optimizer) if begun.optimizer else {}
+            kind, kind_reason = choose_optimizer(
+                config.inner,
+                device,
+                layout.numel,
+                wish=self._options.prefer_torch,
+                saved=saved_kind(config.inner, saved) if saved else None,
+            )
+            optimizer = make_inner_optimizer(config.inner, model.named_parameters(), device=device, kind=kind)
+            self._screen.fact("optimizer", kind_reason)
+            precision, precision_reason = Precision.for_device(device, checkpointing=device.type == "cuda")
+            inner = InnerTrainer(model, optimizer, device, clip_norm=config.inner.clip_norm, precision=precision)
+            inner.micro_batch, batch_reason = choose_micro_batch(
+                inner, config.data.sequence_length, config.model.vocab_size, config.inner.batch_windows
+            )
+            self._screen.fact("precision", precision_reason)
+            self._screen.fact("micro-batch", batch_reason)
             windows = self._wait_for_text(text)
             checkpoints = Checkpoints(
                 entrance.home.checkpoints, entrance.run, config, layout, _tokenizer_json(config, self._options)
@@ -198,7 +205,8 @@ class Peer:
                 checkpoints,
             )
             trainer.last_version = self._options.rounds
-            trainer.load(begun.theta_N, begun.optimizer)
+            if note := trainer.load(begun.theta_N, saved):
+                self._screen.say(note, style="yellow")
             node = self._node(
                 entrance, config, replica, (store, network, asker, server), checkpoints, introduction.book
             )

@@ -7,12 +7,11 @@ anything else happens, so a cut sees whole steps and a head never lands inside o
 from __future__ import annotations
 
 import time
-from collections.abc import Callable
+from collections.abc import Callable, Mapping
 from dataclasses import dataclass, replace
 from typing import Final
 
 import torch
-from safetensors.torch import load as load_safetensors
 from safetensors.torch import save as save_safetensors
 from torch import Tensor
 
@@ -38,6 +37,7 @@ from peer.handoff import (
     TrainerEnded,
 )
 from peer.learning_rate import learning_rate, swarm_tokens_now
+from peer.moments import fit_moments
 from peer.replica import Replica, Work
 from peer.step import InnerTrainer
 from swarm.allreduce import ledger
@@ -97,11 +97,15 @@ class Trainer:
 
     # ---------------------------------------------------------------- beginning
 
-    def load(self, theta_N: Tensor, optimizer: bytes | None) -> None:
-        """Puts parameters, and the optimizer's state if there is one, in place."""
+    def load(self, theta_N: Tensor, moments: Mapping[str, Tensor]) -> str:
+        """Puts parameters, and the optimizer's saved moments if there are any, in place; returns a note on them, for people."""
         self._set_theta(theta_N)
-        if optimizer:
-            self._inner.optimizer.load_state_tensors(load_safetensors(optimizer))
+        if not moments:
+            return ""
+        fitted, note = fit_moments(moments, self._inner.optimizer)
+        if fitted is not None:
+            self._inner.optimizer.load_state_tensors(fitted)
+        return note
 
     def run(self) -> str:
         """Trains until an order to stop; returns its reason."""

@@ -8,6 +8,7 @@ from pathlib import Path
 from typing import TYPE_CHECKING
 
 import torch
+from safetensors.torch import load as load_safetensors
 from torch import Tensor
 
 from peer import handoff as work
@@ -146,7 +147,7 @@ class Member:
             self.seal,
             checkpoints,
         )
-        self.trainer.load(theta_N, saved_optimizer)
+        self.trainer.load(theta_N, load_safetensors(saved_optimizer) if saved_optimizer else {})
         self._seals = Seals.of(place.keypair, RUN)
         self._asker = Asker(_Wire(group, self.id), place.keypair, RUN)  # type: ignore[arg-type]
         self._fetcher = Fetcher(self._asker, self.store)

@@ -11,7 +11,7 @@ from safetensors.torch import load_file, save_file
 from torch import Tensor, nn
 from transformers import AutoModelForCausalLM, GPTJConfig, GPTNeoXConfig, LlamaConfig
 
-from peer.inner import INPUT_EMBEDDINGS, InnerOptimizer, make_inner_optimizer, planned_optimizer
+from peer.inner import INPUT_EMBEDDINGS, InnerOptimizer, make_inner_optimizer
 from swarm.config import InnerConfig
 from swarm.errors import ConfigError, LocalError, StateError
 
@@ -39,9 +39,9 @@ def set_gradients(parameters: Iterable[nn.Parameter], seed: int) -> None:
         parameter.grad = torch.randn(parameter.shape, generator=generator, dtype=parameter.dtype)
 
 
-def make(model: nn.Module, kind: str, *, prefer_torch: bool = False, **changes: float) -> InnerOptimizer:
+def make(model: nn.Module, kind: str, *, instead: str | None = None, **changes: float) -> InnerOptimizer:
     config = InnerConfig.model_validate({"optimizer": kind, **changes})
-    return make_inner_optimizer(config, model.named_parameters(), device=CPU, prefer_torch=prefer_torch)
+    return make_inner_optimizer(config, model.named_parameters(), device=CPU, kind=instead)
 
 
 def state(optimizer: InnerOptimizer, key: str) -> Tensor:
@@ -88,7 +88,7 @@ def test_fp32_lion_equals_bitsandbytes_lion() -> None:
     import bitsandbytes
 
     model, reference = Toy(), Toy()
-    optimizer = make(model, "lion8bit", prefer_torch=True, weight_decay=0.3)
+    optimizer = make(model, "lion8bit", instead="lion", weight_decay=0.3)
     assert optimizer.kind == "lion"
     groups = [
         {"params": [p for p in reference.parameters() if p.ndim > 1], "weight_decay": 0.3},
@@ -229,22 +229,3 @@ def test_bad_settings_are_named() -> None:
         make_inner_optimizer(InnerConfig(betas=(0.9, 1.0)), Toy().named_parameters(), device=CPU)
     with pytest.raises(LocalError, match="embed_in"):
         make_inner_optimizer(InnerConfig(), Toy().named_parameters(), device=torch.device("meta"))
-
-
-@pytest.mark.parametrize(
-    ("kind", "device", "has_memory", "prefer_torch", "expected"),
-    [
-        ("adamw8bit", "cpu", True, False, "adamw8bit"),
-        ("adamw8bit", "cpu", True, True, "adamw"),
-        ("adamw8bit", "cpu", False, True, "adamw8bit"),
-        ("adamw8bit", "cuda", True, True, "adamw8bit"),
-        ("lion8bit", "cpu", True, True, "lion"),
-        ("sgd", "cpu", True, True, "sgd"),
-    ],
-)
-def test_plan_keeps_the_runs_choice_unless_told(
-    kind: str, device: str, has_memory: bool, prefer_torch: bool, expected: str
-) -> None:
-    config = InnerConfig.model_validate({"optimizer": kind})
-    planned, reason = planned_optimizer(config, torch.device(device), has_memory, prefer_torch=prefer_torch)
-    assert planned == expected and reason.startswith(expected)
