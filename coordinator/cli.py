@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import io
 import sys
 from collections.abc import Awaitable, Callable
 from pathlib import Path
@@ -164,4 +165,7 @@ def _show(invite: str | None, home: Path | None, *, is_once: bool, is_json: bool
 
 def main() -> None:
     """The entry point of `python -m coordinator`."""
+    for stream in (sys.stdout, sys.stderr):  # a terminal that has no letter for a name shows "?"
+        if isinstance(stream, io.TextIOWrapper):
+            stream.reconfigure(errors="replace")
     app()

@@ -6,9 +6,11 @@ Heavy imports wait until a command runs, so that `--help` is quick. Monitors are
 
 from __future__ import annotations
 
+import io
 import os
 import sys
 import threading
+from importlib.metadata import version
 from pathlib import Path
 from typing import Annotated, Final
 
@@ -38,12 +40,30 @@ MONITOR_RUN: Final = "run"  # a file in the home of a monitor, and of no peer
 _LAST_WORDS_S: Final = 0.5
 _MAINTAIN = {"allow_extra_args": True, "ignore_unknown_options": True, "help_option_names": []}
 
-app = typer.Typer(
-    no_args_is_help=True,
-    add_completion=False,
-    rich_markup_mode="rich",
-    help="Decentralized volunteer training: one consumer GPU each, one language model together.",
-)
+app = typer.Typer(no_args_is_help=True, rich_markup_mode="rich", pretty_exceptions_enable=False)
+
+
+def show_any_letter() -> None:
+    """A terminal that has no letter for a name shows "?" for it; it does not end what speaks."""
+    for stream in (sys.stdout, sys.stderr):
+        if isinstance(stream, io.TextIOWrapper):
+            stream.reconfigure(errors="replace")
+
+
+def _show_version(is_asked: bool) -> None:
+    if is_asked:
+        typer.echo(f"barnraise {version('barnraise')}")
+        raise typer.Exit
+
+
+_VersionOption = Annotated[
+    bool, typer.Option("--version", callback=_show_version, is_eager=True, help="Print the version and end.")
+]
+
+
+@app.callback()
+def _about(is_version: _VersionOption = False) -> None:
+    """Decentralized volunteer training: one consumer GPU each, one language model together."""
 
 
 def peer(
@@ -102,6 +122,7 @@ def peer(
             help="fp32 or 8-bit optimizer moments where the run says 8 bits. Default: fp32 on a CPU with memory to spare.",
         ),
     ] = None,
+    is_version: _VersionOption = False,
 ) -> None:
     from peer.main import run_peer
     from peer.options import PeerOptions
@@ -249,19 +270,21 @@ def _hand_over(context: typer.Context) -> None:
     os.execv(sys.executable, [sys.executable, "-m", "coordinator", name, *context.args])
 
 
-for _name, _about in (
+for _name, _help in (
     ("monitor", "Watch a swarm in the terminal and keep its history."),
     ("status", "One look at a swarm."),
     ("pull", "Fetch the newest averaged checkpoint from the peers."),
 ):
-    app.command(_name, context_settings=_MAINTAIN, help=_about, add_help_option=False)(_hand_over)
+    app.command(_name, context_settings=_MAINTAIN, help=_help, add_help_option=False)(_hand_over)
 
 
 def barnraise() -> None:
     """The `barnraise` command."""
+    show_any_letter()
     app()
 
 
 def main() -> None:
     """`python run_peer.py`: the `peer` command by itself."""
+    show_any_letter()
     typer.run(peer)

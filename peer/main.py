@@ -40,7 +40,7 @@ def run_peer(options: PeerOptions) -> int:
         error_line(error)
         return EXIT_FAILED
     try:
-        _set_up_logs(screen)
+        set_up_logs(screen)
         fault_point.arm(os.environ.get(fault_point.FAULT_ENV))
         _check_early(options)
         screen.live("loading torch and hivemind ...")
@@ -187,7 +187,7 @@ def _listening(home: Home) -> tuple[str, ...]:
     return tuple(found)
 
 
-def _set_up_logs(screen: Screen) -> None:
+def set_up_logs(screen: Screen) -> None:
     """Warnings of all, and more of ours if asked, on standard error; through the printer, as they come from the loop too.
 
     Raises ConfigError for a level that there is not.

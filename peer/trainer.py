@@ -98,7 +98,7 @@ class Trainer:
     # ---------------------------------------------------------------- beginning
 
     def load(self, theta_N: Tensor, moments: Mapping[str, Tensor]) -> str:
-        """Puts parameters, and the optimizer's saved moments if there are any, in place; returns a note on them, for people."""
+        """Puts parameters, and the optimizer's saved moments if there are any, in place; returns a note about them."""
         self._set_theta(theta_N)
         if not moments:
             return ""

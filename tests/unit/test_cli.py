@@ -31,6 +31,7 @@ PEER_OPTIONS = {
     "--quiet",
     "--rounds",
     "--tokenizer",
+    "--version",
 }
 
 
