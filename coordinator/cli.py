@@ -87,9 +87,10 @@ def monitor(
     home: _HomeOption = None,
     once: _OnceOption = False,
     is_json: _JsonOption = False,
+    notes: Annotated[Path | None, typer.Option("--notes", hidden=True)] = None,  # the demo's own lines
 ) -> None:
     """Show a run as it goes: a dashboard on a terminal, a line every 5 s elsewhere. Ctrl+C ends it and harms nothing."""
-    _show(invite or invite_option, home, is_once=once, is_json=is_json)
+    _show(invite or invite_option, home, is_once=once, is_json=is_json, notes=notes)
 
 
 @app.command(epilog=_STATUS_EXAMPLES)
@@ -144,7 +145,7 @@ def invite(home: _HomeOption = None) -> None:
     sys.stdout.write(f"{fresh.encode()}\n")
 
 
-def _show(invite: str | None, home: Path | None, *, is_once: bool, is_json: bool) -> None:
+def _show(invite: str | None, home: Path | None, *, is_once: bool, is_json: bool, notes: Path | None = None) -> None:
     opened = _open(invite, home)
     from rich.console import Console
 
@@ -158,7 +159,7 @@ def _show(invite: str | None, home: Path | None, *, is_once: bool, is_json: bool
         if is_once:
             await show_once(opened, console, is_json=is_json)
         else:
-            await show_always(opened, console, is_json=is_json)
+            await show_always(opened, console, is_json=is_json, notes=notes)
 
     _run(job)
 

@@ -68,10 +68,13 @@ async def show_once(home: Home, console: Console, *, is_json: bool) -> None:
         print_summary(console, watch.summary(), is_json=is_json)
 
 
-async def show_always(home: Home, console: Console, *, is_json: bool) -> None:
-    """Shows the swarm until it is cancelled: full screen on a terminal, lines otherwise."""
-    async with watching(home) as watch:
+async def show_always(home: Home, console: Console, *, is_json: bool, notes: Path | None = None) -> None:
+    """Shows the swarm until it is cancelled: full screen on a terminal, lines otherwise. What is appended to the file
+    `notes` is shown among the news."""
+    async with watching(home) as watch, trio.open_nursery() as nursery:
         await watch.settled()
+        if notes is not None:
+            nursery.start_soon(watch.tell_lines_of, notes)
         if console.is_terminal and not is_json:
             await _draw_always(watch, console)
         else:

@@ -259,14 +259,20 @@ def _name(view: SwarmView, peer: PeerId) -> str:
     return f"{known.status.name} ({peer})" if known and known.status.name else str(peer)
 
 
-def _with_note(view: SwarmView, at_s: float, text: str, teller: PeerId) -> SwarmView:
+def said_here(view: SwarmView, at_s: float, text: str) -> SwarmView:
+    """A line of news that nobody told: from this machine."""
+    return _with_note(view, at_s, clean(text, 200), None)
+
+
+def _with_note(view: SwarmView, at_s: float, text: str, teller: PeerId | None) -> SwarmView:
     """One more line of news, unless it is in the list already, told by another peer a moment ago."""
+    tellers = frozenset(() if teller is None else (teller,))
     text = text.rstrip(": ")
     for index, note in enumerate(view.notes):
         if note.text == text and abs(note.at_s - at_s) <= SAME_NOTE_S:
-            merged = replace(note, tellers=note.tellers | {teller})
+            merged = replace(note, tellers=note.tellers | tellers)
             return replace(view, notes=(*view.notes[:index], merged, *view.notes[index + 1 :]))
-    notes = sorted((*view.notes, Note(at_s, text, frozenset({teller}))), key=lambda note: note.at_s)
+    notes = sorted((*view.notes, Note(at_s, text, tellers)), key=lambda note: note.at_s)
     return replace(view, notes=tuple(notes[-MAX_NOTES:]))
 
 

@@ -10,6 +10,7 @@ from __future__ import annotations
 import time
 from collections.abc import AsyncIterator
 from contextlib import asynccontextmanager, closing
+from pathlib import Path
 from typing import Final
 
 import trio
@@ -19,11 +20,12 @@ from coordinator.collect import Collector, Item
 from coordinator.home import Home
 from coordinator.net import Libp2pTransport, open_transport
 from coordinator.summary import Summary, summarize
-from coordinator.view import SwarmView, fold
+from coordinator.view import SwarmView, fold, said_here
 from swarm.errors import Unreachable
 from swarm.identity import PeerId
 
 FIRST_ANSWER_S: Final = 15.0  # at most; less when every address has refused a few times
+NOTES_S: Final = 0.2  # between two looks at a file of notes
 SETTLE_S: Final = 5.0  # after the first answer, for the others that it told of: a dial in vain, and a hop
 
 
@@ -38,6 +40,15 @@ class Watch:
 
     def _take(self, item: Item) -> None:
         self.view = fold(self.view, item)
+
+    async def tell_lines_of(self, path: Path) -> None:
+        """Whatever is appended to that file becomes news, until it is cancelled."""
+        with path.open(errors="replace") as file:
+            while True:
+                if (line := file.readline()).strip():
+                    self.view = said_here(self.view, time.time(), line)
+                else:
+                    await trio.sleep(NOTES_S)
 
     def summary(self) -> Summary:
         """The swarm now."""

@@ -21,11 +21,12 @@ from pathlib import Path
 from typing import IO, Final
 
 from rich.console import Console
+from rich.status import Status
 
 from peer.demo_report import Outcome, PeerRecord, Played, judge, show
 from peer.home import DATA_ENV
 from peer.screen import error_line
-from swarm.errors import BarnraiseError, StateError
+from swarm.errors import BarnraiseError, ConfigError, StateError
 from swarm.invite import Invite
 from swarm.manifest import Manifest
 
@@ -33,6 +34,7 @@ START_TIMEOUT_S: Final = 120.0  # imports of torch and hivemind by three process
 COMMIT_TIMEOUT_S: Final = 120.0
 STOP_TIMEOUT_S: Final = 8.0
 PULL_TIMEOUT_S: Final = 60.0
+_MARKER: Final = ".barnraise-demo"  # a folder with it in was made by a demo, and may be emptied by one
 _BARNRAISE: Final = (sys.executable, "-m", "peer")
 CONFIG: Final = """\
 # A run of the demo's size: a byte-level GPT-NeoX on the text of Python's standard library.
@@ -98,10 +100,34 @@ class _Stage:
     peers: dict[str, _Process] = field(default_factory=dict)
     monitor: _Process | None = None
     invite: str = ""
+    busy: Status | None = None
 
     def environment(self) -> dict[str, str]:
         # One thread each: three peers share this machine as if each had its own.
         return {**os.environ, DATA_ENV: str(self.out / "data"), "OMP_NUM_THREADS": "1", "PYTHONUNBUFFERED": "1"}
+
+    @property
+    def notes(self) -> Path:
+        """What the monitor shows among its news."""
+        return self.out / "notes"
+
+    def say(self, line: str) -> None:
+        """A line of the demo's own: on the monitor's screen while that covers the terminal."""
+        if self.monitor is not None and self.console.is_terminal:
+            with self.notes.open("a") as file:
+                file.write(f"{line}\n")
+        else:
+            self.console.print(line, markup=False)
+
+    def step(self, what: str) -> None:
+        """What goes on before there is anything to see."""
+        if self.busy is not None:
+            self.busy.stop()
+        self.busy = self.console.status(what) if what and self.console.is_terminal else None
+        if self.busy is not None:
+            self.busy.start()
+        elif what:
+            self.console.print(f"{what} ...", markup=False)
 
     def records(self) -> list[PeerRecord]:
         return [PeerRecord.read(name, self.out / f"{name}.events.jsonl") for name in sorted(self.peers)]
@@ -114,6 +140,7 @@ def run_demo(out: Path, *, seconds: int) -> int:
     """Runs the demo for about that long; returns the exit code."""
     console = Console(highlight=False, width=None if sys.stdout.isatty() else 100)
     stage = _Stage(out.resolve(), console)
+    signal.signal(signal.SIGTERM, signal.default_int_handler)  # as Ctrl+C: it leaves no process behind
     try:
         with _clean_stage(stage):
             outcome = _play(stage, seconds)
@@ -130,11 +157,11 @@ def run_demo(out: Path, *, seconds: int) -> int:
 
 @contextlib.contextmanager
 def _clean_stage(stage: _Stage) -> Iterator[None]:
-    shutil.rmtree(stage.out, ignore_errors=True)
-    stage.out.mkdir(parents=True)
+    make_empty(stage.out)
     try:
         yield
     finally:
+        stage.step("")
         processes = [*stage.peers.values(), *([stage.monitor] if stage.monitor else [])]
         for process in processes:  # all at once, so that they say goodbye together
             process.ask_to_leave()
@@ -142,14 +169,31 @@ def _clean_stage(stage: _Stage) -> Iterator[None]:
             process.stop()
 
 
+def make_empty(out: Path) -> None:
+    """An empty folder for the demo. Raises ConfigError for one with anything in it that no demo made."""
+    if out.exists():
+        if not out.is_dir():
+            raise ConfigError(f"--out {out}: a file is there; name a folder")
+        found = sorted(path.name for path in out.iterdir())
+        if found and _MARKER not in found:
+            some = ", ".join(found[:3]) + (" ..." if len(found) > 3 else "")
+            raise ConfigError(f"--out {out}: the demo empties its folder, and made nothing of what is there: {some}")
+        shutil.rmtree(out)
+    out.mkdir(parents=True)
+    (out / _MARKER).write_text("Made by `barnraise demo`, which removes this folder when it runs again.\n")
+
+
 def _play(stage: _Stage, seconds: int) -> Outcome:
     console = stage.console
     console.print(f"[bold]Barnraise demo[/]: three peers and a monitor on this machine; everything lies in {stage.out}")
+    stage.step("making the run: its text and version 0 of the model")
     _make_run(stage, local_steps=12 if seconds < 90 else 20)
+    stage.step("starting three peers: each loads torch and hivemind, some 10 to 40 s together")
     for number in (1, 2, 3):
         _start_peer(stage, number)
         if number == 1:
             _wait(stage, "peer-1 is in the network", START_TIMEOUT_S, lambda: stage.records()[0].started)
+    stage.step("")
     _start_monitor(stage)
     _wait(stage, "all three peers", START_TIMEOUT_S, lambda: all(record.started for record in stage.records()))
     stage.invite = _everyones_invite(stage)
@@ -158,7 +202,7 @@ def _play(stage: _Stage, seconds: int) -> Outcome:
     _wait_seconds(stage, seconds / 2)
     killed_at = stage.version()
     victim = _leader_name(stage)
-    console.print(f"[bold red]SIGKILL[/] for {victim}, which leads the swarm, at version {killed_at}; peer-4 joins")
+    stage.say(f"SIGKILL for {victim}, which leads the swarm, at version {killed_at}; peer-4 joins")
     stage.peers[victim].stop(signal.SIGKILL)
     _start_peer(stage, 4)
     newcomer = stage.peers["peer-4"]
@@ -172,6 +216,7 @@ def _play(stage: _Stage, seconds: int) -> Outcome:
     at_end = stage.version()
     _wait(stage, "the next checkpoint", COMMIT_TIMEOUT_S, lambda: _newest_checkpoint(stage) > at_end)
     checkpoint = stage.out / "checkpoint"
+    stage.say(f"pulling version {_newest_checkpoint(stage)} from the peers")
     _pull(stage, checkpoint)
     trained_s = time.monotonic() - began
     traffic = _traffic(stage)
@@ -235,6 +280,9 @@ def _start_peer(stage: _Stage, number: int) -> None:
 def _start_monitor(stage: _Stage) -> None:
     """The monitor draws on our terminal, or writes its lines into our pipe."""
     command = [sys.executable, "-m", "coordinator", "monitor", stage.invite, "--home", str(stage.out / "monitor")]
+    if stage.console.is_terminal:
+        stage.notes.touch()
+        command += ["--notes", str(stage.notes)]
     log = open(stage.out / "monitor.log", "wb")  # noqa: SIM115  closed by _Process.stop
     popen = subprocess.Popen(command, env=stage.environment(), stdin=subprocess.DEVNULL, stderr=log)
     stage.monitor = _Process("monitor", popen, log)
