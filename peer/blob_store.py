@@ -8,6 +8,7 @@ Pins are in memory, except those of downloads: a file tells the next process wha
 
 from __future__ import annotations
 
+import contextlib
 import os
 import threading
 import time
@@ -129,6 +130,20 @@ class BlobStore:
                 self._drop_damaged(root, path)
                 raise StateError(f"the bytes of blob {root} are not the ones that were written")
         return blob
+
+    def open_checked(self, root: Digest) -> BlobFile:
+        """A blob to be read in parts, its bytes checked once. Raises StateError as `read` does."""
+        path = self._locate(root)
+        if path is None:
+            raise StateError(f"blob {root} is not in {self._folder}")
+        with disk_errors(path):
+            opened = BlobFile(path)
+            info = opened.info()
+        if root_of_leaves(info.num_bytes, info.leaves) != root:
+            opened.close()
+            self._drop_damaged(root, path)
+            raise StateError(f"the bytes of blob {root} are not the ones that were written")
+        return opened
 
     def info(self, root: Digest) -> BlobInfo | None:
         """Length and chunk digests; None when the blob is not here."""
@@ -306,10 +321,31 @@ def _info_of(blob: bytes) -> BlobInfo:
     return BlobInfo(len(blob), tuple(leaf_digest(view[start : start + CHUNK_BYTES]) for start in starts))
 
 
+class BlobFile:
+    """A blob's file, of which parts are read. It stays readable when its name is gone; closed with the last reference."""
+
+    def __init__(self, path: Path) -> None:
+        self._path = path
+        self._file = open(path, "rb", buffering=0)  # noqa: SIM115  closed by `close`, or as it is let go
+        self._num_bytes = os.fstat(self._file.fileno()).st_size
+
+    def __len__(self) -> int:
+        return self._num_bytes
+
+    def __getitem__(self, part: slice) -> bytes:
+        start, stop, _ = part.indices(self._num_bytes)
+        with disk_errors(self._path):
+            return os.pread(self._file.fileno(), max(0, stop - start), start)
+
+    def info(self) -> BlobInfo:
+        """Length and chunk digests of what is in the file."""
+        chunks = (self[start : start + CHUNK_BYTES] for start in range(0, self._num_bytes, CHUNK_BYTES))
+        return BlobInfo(self._num_bytes, tuple(map(leaf_digest, chunks)) or (leaf_digest(b""),))
+
+    def close(self) -> None:
+        self._file.close()
+
+
 def _info_of_file(path: Path) -> BlobInfo:
-    leaves, num_bytes = [], 0
-    with open(path, "rb") as file:
-        while chunk := file.read(CHUNK_BYTES):
-            num_bytes += len(chunk)
-            leaves.append(leaf_digest(chunk))
-    return BlobInfo(num_bytes, tuple(leaves) or (leaf_digest(b""),))
+    with contextlib.closing(BlobFile(path)) as opened:
+        return opened.info()

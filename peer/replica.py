@@ -6,7 +6,7 @@ state; whoever hears of it hears of something that is on disk.
 
 from __future__ import annotations
 
-from collections.abc import Callable, Sequence
+from collections.abc import Sequence
 from contextlib import suppress
 from dataclasses import dataclass
 from typing import Final
@@ -263,7 +263,7 @@ class Replica:
             log, start = (*self._log_until(base), *commits), found.state.chain
         for commit in commits:
             step = after_commit if commit.commit.merge is None else after_merge
-            kept.append(self._versioned(step(self.math, kept[-1].state, commit.commit, self._checked_reader())))
+            kept.append(self._versioned(step(self.math, kept[-1].state, commit.commit, self.store.open_checked)))
         return self._move(kept[-KEPT_STATES:], log[-KEPT_COMMITS:], theta_N, start)
 
     def prepare_merge(self, record: StateRecord) -> Merge:
@@ -431,17 +431,6 @@ class Replica:
         vector_N = vector_from(self.store.read(root, check=True), self.math.dtype)
         self._digests[id(vector_N)] = (vector_N, root)
         return vector_N
-
-    def _checked_reader(self) -> Callable[[Digest], bytes]:
-        """Reads blobs, each as often as it is asked for, and checks its bytes the first time."""
-        checked: set[Digest] = set()
-
-        def read(root: Digest) -> bytes:
-            blob = self.store.read(root, check=root not in checked)
-            checked.add(root)
-            return blob
-
-        return read
 
 
 def _same_bits(one_N: Tensor, other_N: Tensor) -> bool:

@@ -154,21 +154,27 @@ def pack_contribution(codec: Codec, first_unit: int, payloads: Sequence[bytes]) 
     return b"".join([_MAGIC, len(header).to_bytes(4, "little"), header, *payloads])
 
 
-def read_contribution(
-    blob: bytes | memoryview, codec: Codec, first_unit: int, num_units: int
-) -> tuple[UnitPayload, ...]:
+class Blob(Protocol):
+    """The bytes of a blob, of which parts are read as they are needed: `bytes`, a view, or a file."""
+
+    def __len__(self) -> int: ...
+
+    def __getitem__(self, part: slice, /) -> bytes | memoryview: ...
+
+
+def read_contribution(blob: Blob, codec: Codec, first_unit: int, num_units: int) -> tuple[UnitPayload, ...]:
     """Where the units' payloads lie; raises MalformedBytes unless the blob is laid out as `pack_contribution` does it.
 
     The units' digests are not compared here: hashing is for whoever takes the blob in.
     """
-    view = memoryview(blob)
-    if len(view) < len(_MAGIC) + 4 or bytes(view[: len(_MAGIC)]) != _MAGIC:
+    start = bytes(blob[: len(_MAGIC) + 4])
+    if len(start) < len(_MAGIC) + 4 or not start.startswith(_MAGIC):
         raise MalformedBytes("not a contribution")
-    header_bytes = int.from_bytes(view[len(_MAGIC) : len(_MAGIC) + 4], "little")
-    body = len(_MAGIC) + 4 + header_bytes
-    if header_bytes > _MAX_HEADER_BYTES or body > len(view):
+    header_bytes = int.from_bytes(start[len(_MAGIC) :], "little")
+    body = len(start) + header_bytes
+    if header_bytes > _MAX_HEADER_BYTES or body > len(blob):
         raise MalformedBytes(f"a contribution header of {header_bytes} bytes")
-    header = wire.decode(bytes(view[len(_MAGIC) + 4 : body]), max_bytes=_MAX_HEADER_BYTES)
+    header = wire.decode(bytes(blob[len(start) : body]), max_bytes=_MAX_HEADER_BYTES)
     match header:
         case [codec.name, int(first), [*units]] if (
             first == first_unit and not isinstance(first, bool) and len(units) == num_units
@@ -180,12 +186,12 @@ def read_contribution(
     for unit in units:
         match unit:
             case [int(num_bytes), bytes(digest)] if (
-                len(digest) == DIGEST_BYTES and 0 <= num_bytes <= len(view) - offset and not isinstance(num_bytes, bool)
+                len(digest) == DIGEST_BYTES and 0 <= num_bytes <= len(blob) - offset and not isinstance(num_bytes, bool)
             ):
                 found.append(UnitPayload(offset, num_bytes, Digest(digest)))
                 offset += num_bytes
             case _:
                 raise MalformedBytes("a unit of a contribution is its length and its digest, within the blob")
-    if offset != len(view):
-        raise MalformedBytes(f"{len(view) - offset} bytes behind a contribution")
+    if offset != len(blob):
+        raise MalformedBytes(f"{len(blob) - offset} bytes behind a contribution")
     return tuple(found)

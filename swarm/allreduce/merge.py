@@ -17,7 +17,7 @@ import torch
 from torch import Tensor
 
 from swarm import chain as chains
-from swarm.allreduce.codec import Int8Codec, pack_contribution, read_contribution
+from swarm.allreduce.codec import Blob, Int8Codec, pack_contribution, read_contribution
 from swarm.allreduce.mean import rounded
 from swarm.allreduce.shared import MAX_MAGNITUDE, RunMath, SharedState
 from swarm.chain import CommitList
@@ -55,7 +55,7 @@ def after_merge(
     math: RunMath,
     state: SharedState,
     commit: CommitList,
-    read_blob: Callable[[Digest], bytes | memoryview],
+    open_blob: Callable[[Digest], Blob],
 ) -> SharedState:
     """The next version, by a commit that merges. Raises InvalidList or MalformedBytes."""
     merge = commit.merge
@@ -63,14 +63,14 @@ def after_merge(
     next_chain = chains.apply(state.chain, commit, math.lease_windows)
     left, ours = chains.merge_weight(state.chain, merge)
     share = rounded(left / (left + ours), math.dtype)
-    blob = read_blob(merge.root)
+    blob = open_blob(merge.root)
     anchor_N = torch.empty_like(state.anchor_N)
     for unit, place in enumerate(read_contribution(blob, _CODEC, 0, len(math.layout.units))):
-        payload = memoryview(blob)[place.offset : place.offset + place.num_bytes]
+        payload = blob[place.offset : place.offset + place.num_bytes]
         where = math.layout.slice_of(unit)
         anchor_N[where] = state.anchor_N[where] + _decode(payload, math, unit) * share
     return SharedState(next_chain, anchor_N, state.outer)
 
 
-def _decode(payload: memoryview, math: RunMath, unit: int) -> Tensor:
+def _decode(payload: bytes | memoryview, math: RunMath, unit: int) -> Tensor:
     return _CODEC.decode(payload, math.layout.units[unit].numel).to(math.dtype)

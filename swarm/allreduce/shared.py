@@ -14,7 +14,7 @@ import torch
 from torch import Tensor
 
 from swarm import chain
-from swarm.allreduce.codec import Codec, bytes_of, read_contribution, vector_from
+from swarm.allreduce.codec import Blob, Codec, bytes_of, read_contribution, vector_from
 from swarm.allreduce.layout import ModelLayout
 from swarm.allreduce.mean import contribution_scale, scaled, weighted_mean
 from swarm.allreduce.outer import NUM_BUFFERS, NUM_SCALARS, OuterState, initial_outer_state, next_scalars, outer_step
@@ -61,17 +61,24 @@ def genesis_state(math: RunMath, run: Digest, parameters_N: Tensor) -> SharedSta
     return SharedState(chain.genesis(run, digest), anchor_N, initial_outer_state(math.outer, anchor_N))
 
 
-def decode_unit(math: RunMath, entry: Entry, blob: bytes | memoryview, unit: int) -> Tensor:
-    """(U,) fp32: what `entry`'s blob says of one unit. Raises MalformedBytes."""
-    places = read_contribution(blob, math.codec, entry.first_unit, entry.end_unit - entry.first_unit)
-    place = places[unit - entry.first_unit]
-    payload = memoryview(blob)[place.offset : place.offset + place.num_bytes]
-    return math.codec.decode(payload, math.layout.units[unit].numel)
+class OpenedContribution:
+    """A listed contribution whose units are decoded one by one; its directory is read once. Raises MalformedBytes."""
 
+    def __init__(self, math: RunMath, entry: Entry, blob: Blob) -> None:
+        self.entry = entry
+        self._math = math
+        self._blob = blob
+        self._places = read_contribution(blob, math.codec, entry.first_unit, entry.end_unit - entry.first_unit)
 
-def taken_of(math: RunMath, entry: Entry, blob: bytes | memoryview, unit: int) -> Tensor:
-    """(U,) fp32: what the chain takes of one unit of `entry`. Raises MalformedBytes."""
-    return scaled(decode_unit(math, entry, blob, unit), contribution_scale(entry.steps, math.round_steps))
+    def unit(self, unit: int) -> Tensor:
+        """(U,) fp32: what it says of one unit."""
+        place = self._places[unit - self.entry.first_unit]
+        payload = self._blob[place.offset : place.offset + place.num_bytes]
+        return self._math.codec.decode(payload, self._math.layout.units[unit].numel)
+
+    def taken(self, unit: int) -> Tensor:
+        """(U,) fp32: what the chain takes of one unit."""
+        return scaled(self.unit(unit), contribution_scale(self.entry.steps, self._math.round_steps))
 
 
 def check_contribution(math: RunMath, entry: Entry, blob: bytes | memoryview) -> None:
@@ -95,7 +102,7 @@ def after_commit(
     math: RunMath,
     state: SharedState,
     commit: CommitList,
-    read_blob: Callable[[Digest], bytes | memoryview],
+    open_blob: Callable[[Digest], Blob],
 ) -> SharedState:
     """The next version: decode, mean and outer step, a unit at a time. Raises InvalidList or MalformedBytes.
 
@@ -105,13 +112,14 @@ def after_commit(
     scalars = next_scalars(math.outer, state.outer.scalars)
     anchor_N = torch.empty_like(state.anchor_N)
     buffers = tuple(torch.empty_like(one) for one in state.outer.buffers)
+    opened = [OpenedContribution(math, entry, open_blob(entry.root)) for entry in commit.entries]
     for unit in math.layout.units:
         place = math.layout.slice_of(unit.index)
-        entries = [entry for entry in commit.entries if entry.first_unit <= unit.index < entry.end_unit]
+        listed = [one for one in opened if one.entry.first_unit <= unit.index < one.entry.end_unit]
         old_buffers_U = tuple(one[place] for one in state.outer.buffers)
-        if entries:
-            taken = (taken_of(math, entry, read_blob(entry.root), unit.index) for entry in entries)
-            mean_U = weighted_mean(taken, [entry.tokens for entry in entries], math.dtype)
+        if listed:
+            taken = (one.taken(unit.index) for one in listed)
+            mean_U = weighted_mean(taken, [one.entry.tokens for one in listed], math.dtype)
             new_U, new_buffers_U = outer_step(math.outer, state.anchor_N[place], old_buffers_U, scalars, mean_U)
         else:
             new_U, new_buffers_U = state.anchor_N[place], old_buffers_U

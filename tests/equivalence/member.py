@@ -26,7 +26,7 @@ from swarm import chain as chains
 from swarm.allreduce.codec import make_codec
 from swarm.allreduce.layout import flatten
 from swarm.allreduce.merge import check_merge_blob
-from swarm.allreduce.shared import RunMath, check_contribution, decode_unit, genesis_state
+from swarm.allreduce.shared import OpenedContribution, RunMath, check_contribution, genesis_state
 from swarm.chain import ChainState, Entry, Merge
 from swarm.config import RunConfig
 from swarm.digest import Digest, digest_of
@@ -229,8 +229,9 @@ class Member:
         for entry in self.group.entries_of(self.head):
             if entry.author == self.id:
                 blob = next(one.store for one in self.group.members if one.store.has(entry.root)).read(entry.root)
+                opened = OpenedContribution(math, entry, blob)
                 for unit in math.layout.units:
-                    listed_N[math.layout.slice_of(unit.index)] += decode_unit(math, entry, blob, unit.index).double()
+                    listed_N[math.layout.slice_of(unit.index)] += opened.unit(unit.index).double()
         open_N = self.residual_N.double() + (self.anchor_N.double() - self.theta_N.double())
         return float((self.inner.updates_N + listed_N + open_N).norm() / self.inner.updates_N.norm())
 

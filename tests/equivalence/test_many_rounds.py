@@ -10,7 +10,7 @@ from pathlib import Path
 import pytest
 import torch
 
-from swarm.allreduce.shared import decode_unit
+from swarm.allreduce.shared import OpenedContribution
 from swarm.config import CodecConfig, OuterConfig, RunConfig
 from tests.equivalence.group import Group
 from tests.equivalence.stand_ins import tiny_config, tiny_round
@@ -43,7 +43,8 @@ def test_each_state_is_what_the_reference_makes_of_scaled_contributions(tmp_path
         for version, commit in enumerate(group.chain_to(group[0].head)):
             (entry,) = commit.commit.entries
             math, blob = group[0].replica.math, group[0].store.read(entry.root)
-            decoded_N = torch.cat([decode_unit(math, entry, blob, unit.index) for unit in math.layout.units])
+            opened = OpenedContribution(math, entry, blob)
+            decoded_N = torch.cat([opened.unit(unit.index) for unit in math.layout.units])
             taken_N = taken_of(decoded_N.numpy(), entry.steps, config)
             due = numbers[version].after(config.outer, taken_N)
             assert due.close_to(numbers[version + 1], 1e-12), f"version {version + 1}, {entry.steps} steps"

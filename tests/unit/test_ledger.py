@@ -19,7 +19,7 @@ from torch import Tensor
 from swarm.allreduce.codec import Codec, Int8Codec, RawCodec, bytes_of, vector_from
 from swarm.allreduce.layout import build_layout
 from swarm.allreduce.ledger import UNDO_DEPTH, Ledger, Moved, cut, joined, move_head, withdraw
-from swarm.allreduce.shared import RunMath, SharedState, after_commit, decode_unit, genesis_state
+from swarm.allreduce.shared import OpenedContribution, RunMath, SharedState, after_commit, genesis_state
 from swarm.chain import MAX_AGE_VERSIONS, ChainState, CommitList, Entry
 from swarm.config import OuterConfig
 from swarm.digest import Digest, blob_digest
@@ -163,7 +163,7 @@ class World:
         ledger, blob = cut(self.math, life.ledger, life.node.state, life.theta_N, seq, (tokens, 1))
         root = blob_digest(blob)
         entry = Entry(peer, seq, 1, root, 0, len(LAYOUT.units), tokens, 1)
-        sent_N = torch.cat([decode_unit(self.math, entry, blob, unit.index) for unit in LAYOUT.units])
+        sent_N = torch.cat([OpenedContribution(self.math, entry, blob).unit(unit.index) for unit in LAYOUT.units])
         self.blobs[root] = blob
         self.announced[peer, seq] = Announced(entry, life.node.version, sent_N.double(), life.ledger.residual_N)
         self.lives[peer] = replace(life, ledger=ledger, next_seq=seq + 1, cut_at=life.node, trained=False)
@@ -361,7 +361,7 @@ def test_a_cut_changes_neither_theta_nor_residual_and_waits_for_the_one_before()
     ledger, blob = cut(math, before, state, theta_N, 1, (10, 1))
     assert torch.equal(theta_N, kept) and torch.equal(ledger.residual_N, before.residual_N) and before.may_cut
     entry = Entry(ME, 1, 1, blob_digest(blob), 0, 3, 10, 1)
-    sent_N = torch.cat([decode_unit(math, entry, blob, unit) for unit in range(3)]).double()
+    sent_N = torch.cat([OpenedContribution(math, entry, blob).unit(unit) for unit in range(3)]).double()
     target_N = 0.9 * before.residual_N + (state.anchor_N - theta_N)
     assert torch.allclose(sent_N + ledger.pending[1].after_N, target_N, rtol=1e-15, atol=1e-15)
     with pytest.raises(LocalError, match="pending"):

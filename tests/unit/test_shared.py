@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 from dataclasses import replace
+from typing import Any
 
 import numpy as np
 import pytest
@@ -25,7 +26,7 @@ from swarm.allreduce.shared import (
 )
 from swarm.chain import CommitList, Entry, InvalidList
 from swarm.config import OuterConfig
-from swarm.digest import ZERO_DIGEST, blob_digest
+from swarm.digest import ZERO_DIGEST, Digest, blob_digest
 from swarm.errors import MalformedBytes
 from swarm.identity import PeerId
 from tests.unit.message_examples import RUN, damaged
@@ -43,6 +44,28 @@ def _start() -> SharedState:
 def _contribution(author: PeerId, first: int, vectors: list[Tensor], tokens: int = 10) -> tuple[Entry, bytes]:
     blob = pack_contribution(MATH.codec, first, [MATH.codec.encode(one) for one in vectors])
     return Entry(author, 1, 1, blob_digest(blob), first, first + len(vectors), tokens, 1), blob
+
+
+def test_a_commit_opens_each_blob_once_and_reads_each_payload_once() -> None:
+    """It read every blob whole for each unit, and parsed its header as often."""
+    log: list[tuple[int, int]] = []
+
+    class Counted(bytes):
+        def __getitem__(self, part: Any) -> Any:
+            log.append((part.start or 0, part.stop))
+            return super().__getitem__(part)
+
+    state, opened = _start(), []
+    made = [_contribution(PEERS[0], 0, [torch.ones(3), torch.ones(5)]), _contribution(PEERS[1], 1, [torch.ones(5)])]
+    blobs, entries = {entry.root: Counted(blob) for entry, blob in made}, tuple(entry for entry, _ in made)
+
+    def open_blob(root: Digest) -> bytes:
+        opened.append(root)
+        return blobs[root]
+
+    after_commit(MATH, state, CommitList(entries=entries, admitted=()), open_blob)
+    assert sorted(opened, key=lambda root: root.raw) == sorted(blobs, key=lambda root: root.raw)
+    assert len(log) == sum(2 + entry.end_unit - entry.first_unit for entry in entries)
 
 
 def test_a_unit_is_the_mean_of_those_who_cover_it_and_keeps_its_bits_otherwise() -> None:
