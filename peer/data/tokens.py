@@ -1,6 +1,6 @@
 """The tokenized cache: a source's documents as arrays of token ids on disk, made once and memory-mapped ever after.
 
-A folder for each (source digest, tokenizer digest) holds one array for training and one for each tier of held-out
+A folder for each (source digest, tokenizer digest, separator) holds one array for training and one for each tier of held-out
 documents, `journal.json` while it is being made, and `tokens.json`, written last: with it the arrays are whole. A kill
 at any instruction costs the text since the last journal entry; the arrays come out byte for byte the same.
 
@@ -29,7 +29,7 @@ from swarm.digest import Digest
 from swarm.errors import DataError
 
 TIER_PERCENTS: Final = (1, 2, 5, 10, 20)  # held out in all, up to and with each tier
-_LAYOUT: Final = 1  # raised when the same text would give other arrays, or other files
+_LAYOUT: Final = 2  # raised when the same text would give other arrays, or other files
 _SEGMENTS: Final = ("train", *(f"heldout-{percent}" for percent in TIER_PERCENTS))
 _BATCH_LETTERS: Final = 1 << 20  # encoded at once: enough for all cores, some 50 MB of encodings
 _BATCH_DOCUMENTS: Final = 1024
@@ -88,7 +88,7 @@ def tokenized(
     Memory stays bounded by a batch and a document. Raises DataError for unreadable text or text without a document,
     StateError when the cache cannot be written, and whatever `progress` raises to stop.
     """
-    folder = cache_dir / f"tokens-{source.hex()[:24]}-{tokenizer.digest[:24]}"
+    folder = cache_dir / f"tokens-{source.hex()[:24]}-{tokenizer.digest[:24]}-{tokenizer.separator}"
     dtype = token_dtype(tokenizer.vocab_size)
     if (found := _open_finished(folder, dtype)) is not None:
         return found

@@ -65,6 +65,7 @@ class _Corpus:
 
     source: SourceConfig
     tokenizer: str
+    separator: str  # the name that the tokenizer has for it
     train: TokenRuns
     heldout: TokenRuns
     tokens_by_source: dict[str, int]
@@ -120,7 +121,7 @@ def describe_data(
     else:
         config = config.model_copy(update={"kind": "files"})
         named = "" if tokenizer_path is not None and config.tokenizer == BYTES else config.tokenizer
-        tokenizer = load_tokenizer(named, tokenizer_path)
+        tokenizer = load_tokenizer(named, tokenizer_path, config.separator)
         corpus = _file_corpus(config, data_path, tokenizer, vocab_size, (cache_dir, progress))
     if not corpus.train.num_windows:
         raise DataError(f"{corpus.source.name}: too short for one window of {config.sequence_length + 1} tokens")
@@ -128,6 +129,7 @@ def describe_data(
         update={
             "sources": (corpus.source,),
             "tokenizer": corpus.tokenizer,
+            "separator": corpus.separator,
             "num_windows": corpus.train.num_windows,
             "num_heldout_windows": corpus.heldout.num_windows,
         }
@@ -157,7 +159,7 @@ def open_windows(
         corpus = _embedded_corpus(config, raw, vocab_size)
     else:
         _named_digest(config)
-        tokenizer = load_tokenizer(config.tokenizer, tokenizer_path)
+        tokenizer = load_tokenizer(config.tokenizer, tokenizer_path, config.separator)
         corpus = _file_corpus(config, data_path, tokenizer, vocab_size, (cache_dir, progress))
     for kind, named, found in (
         ("training", config.num_windows, corpus.train.num_windows),
@@ -193,6 +195,7 @@ def _refuse_paths(config: DataConfig, data_path: Path | None, tokenizer_path: Pa
         raise DataError(
             f"the text that comes with Python is read as plain bytes, not with tokenizer {config.tokenizer[:12]!r}"
         )
+    load_tokenizer(BYTES, None, config.separator)
 
 
 def _embedded_corpus(config: DataConfig, raw: bytes, vocab_size: int | None) -> _Corpus:
@@ -207,6 +210,7 @@ def _embedded_corpus(config: DataConfig, raw: bytes, vocab_size: int | None) -> 
     return _Corpus(
         source=source,
         tokenizer=BYTES,
+        separator="",
         train=TokenRuns([np.frombuffer(text.train, np.uint8)], config.sequence_length),
         heldout=heldout,
         tokens_by_source={name: len(text.train) + len(text.heldout)},
@@ -236,7 +240,9 @@ def _file_corpus(
     _refuse_other_source(config, source, str(data_path))
     tokens = tokenized(files, digest, tokenizer, cache_dir, progress)
     train, heldout = _split(tokens, config)
-    return _Corpus(source, tokenizer.digest, train, heldout, tokens.tokens_by_source, tokens.faults)
+    return _Corpus(
+        source, tokenizer.digest, tokenizer.separator_name, train, heldout, tokens.tokens_by_source, tokens.faults
+    )
 
 
 def _refuse_other_source(config: DataConfig, found: SourceConfig, where: str) -> None:

@@ -221,8 +221,8 @@ def test_a_damaged_cache_is_made_anew(tmp_path: Path, damage: str) -> None:
     elif damage == "gone":
         (folder / "train.tokens").unlink()
     else:
-        (folder / "tokens.json").write_text('{"layout": 1, "lengths": [')
-        (folder / "journal.json").write_text('{"layout": 1, "lengths": [9999999, 0, 0, 0, 0, 0]}')
+        (folder / "tokens.json").write_text('{"layout": 2, "lengths": [')
+        (folder / "journal.json").write_text('{"layout": 2, "lengths": [9999999, 0, 0, 0, 0, 0]}')
     assert _arrays(_tokenize(path, tmp_path / "cache", ByteTokenizer())) == first
 
 
