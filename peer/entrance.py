@@ -39,7 +39,12 @@ def complete_manifest(config: RunConfig, options: PeerOptions, keypair: Keypair,
     """A signed manifest: what the config leaves open (text, version 0) is filled in from this machine."""
     screen.say("reading the text ...")
     data = describe_data(
-        config.data, options.data, options.tokenizer, cache_folder(), vocab_size=config.model.vocab_size
+        config.data,
+        options.data,
+        options.tokenizer,
+        cache_folder(),
+        say=lambda line: screen.fact("", line),
+        vocab_size=config.model.vocab_size,
     )
     layout = layout_of(meta_model(config.model))
     screen.say(f"making version 0: {layout.numel:,} parameters ...")
