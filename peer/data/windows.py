@@ -33,9 +33,10 @@ from peer.data.tokenizer import (
     Tokenizer,
     check_vocabulary,
     load_tokenizer,
+    refuse_no_tokenizer,
 )
 from peer.data.tokens import TIER_PERCENTS, Counts, TokenSet, tokenized
-from swarm.config import DataConfig, SourceConfig
+from swarm.config import DataConfig, RunConfig, SourceConfig
 from swarm.digest import Digest, blob_digest
 from swarm.errors import DataError
 from swarm.lease import window_of_slot
@@ -44,6 +45,7 @@ Fetch = Callable[[Digest], bytes]
 Say = Callable[[str], None]  # takes a line for people
 
 EMBEDDED_NAME: Final = "python-standard-library"
+_SOON_HASHED_BYTES: Final = 1 << 30  # in about a second
 _CUT_UP: Final = "give it as more documents (a .txt is cut at blank lines, a line of jsonl is one)"
 
 
@@ -193,6 +195,31 @@ def open_windows(
     return Windows(config, corpus)
 
 
+def refuse_other_text(
+    config: RunConfig | None, data_path: Path | None, tokenizer_path: Path | None, cache_dir: Path
+) -> None:
+    """Raises DataError if the paths do not lead to the text and tokenizer of that run, as far as a second tells.
+
+    None is a run that is not known yet. `open_windows` looks at the rest.
+    """
+    data = None if config is None else config.data
+    if data is not None and data.kind == "embedded":
+        _refuse_paths(data, data_path, tokenizer_path)
+    if tokenizer_path is not None and config is not None:
+        tokenizer = load_tokenizer(config.data.tokenizer, tokenizer_path, config.data.separator)
+        check_vocabulary(tokenizer, config.model.vocab_size)
+    elif tokenizer_path is not None:
+        refuse_no_tokenizer(tokenizer_path)
+    if data_path is not None:
+        files = find_files(data_path)
+        num_bytes = sum(file.num_bytes for file in files)
+        is_large = num_bytes > _SOON_HASHED_BYTES
+        if data is not None and data.sources and not (is_large and num_bytes == data.sources[0].num_bytes):
+            digest = "" if is_large else source_digest(files, cache_dir, no_progress).hex()
+            found = SourceConfig(name=data.sources[0].name, digest=digest, num_bytes=num_bytes)
+            _refuse_other_source(data, found, str(data_path))
+
+
 def _named_digest(config: DataConfig) -> Digest:
     try:
         return Digest.from_hex(config.sources[0].digest)
@@ -264,8 +291,9 @@ def _refuse_other_source(config: DataConfig, found: SourceConfig, where: str) ->
     """Raises DataError if the config names a digest already, and another one."""
     named = config.sources[0].digest if config.sources else ""
     if named and named != found.digest:
+        digest = found.digest[:12] or "another one"
         raise DataError(
-            f"{where}: wrong data: the digest of its {found.num_bytes} bytes is {found.digest[:12]}, the manifest names "
+            f"{where}: wrong data: the digest of its {found.num_bytes} bytes is {digest}, the manifest names "
             f"{named[:12]} with {config.sources[0].num_bytes} bytes for {found.name[:64]!r}; give the same files that "
             "the run was made with"
         )

@@ -3,15 +3,19 @@
 from __future__ import annotations
 
 import json
+import subprocess
+import sys
 from pathlib import Path
 
 import numpy as np
 import pytest
 
+from peer.data import windows
 from peer.data.files import TextReader, find_files
-from peer.data.windows import describe_data, open_windows
-from swarm.config import DataConfig
+from peer.data.windows import describe_data, open_windows, refuse_other_text
+from swarm.config import DataConfig, RunConfig
 from swarm.errors import DataError
+from swarm.presets import preset_config
 from tests.unit import tokenizer_kinds as kinds
 
 SMALL = DataConfig(kind="files", sequence_length=16, eval_windows=4)
@@ -236,3 +240,73 @@ def test_a_folder_without_text_says_what_is_there(tmp_path: Path) -> None:
         DataError, match=r"no text there that ends with one of .*; there are a\.parquet, README\.txt; give"
     ):
         find_files(tmp_path)
+
+
+# ---------------------------------------------------------------- before torch
+
+
+def run_on(data: DataConfig) -> RunConfig:
+    return preset_config("tiny").model_copy(update={"data": data})
+
+
+def test_another_text_or_tokenizer_is_refused_early(tmp_path: Path) -> None:
+    tokenizer = kinds.saved(kinds.byte_level(), tmp_path / "tokenizer.json")
+    other = kinds.saved(kinds.unigram(), tmp_path / "other.json")
+    path = write_jsonl(tmp_path / "text.jsonl", [f"{n} {PARAGRAPH}" for n in range(40)])
+    wrong = write_jsonl(tmp_path / "wrong.jsonl", [f"{n} {PARAGRAPH}" for n in range(39, -1, -1)])
+    assert path.stat().st_size == wrong.stat().st_size
+    data, cache = described(path, tokenizer=tokenizer)[0], tmp_path / "cache"
+    run = preset_config("tiny").model_copy(update={"data": data})
+    roomy = run.model_copy(update={"model": run.model.model_copy(update={"vocab_size": 400})})
+    refuse_other_text(roomy, path, tokenizer, cache)
+    for config, text, its_tokenizer, because in (
+        (roomy, wrong, tokenizer, "wrong data"),
+        (roomy, path, other, "wrong tokenizer"),
+        (run, path, tokenizer, "vocab_size to 400"),
+        (run_on(DataConfig()), path, None, "leave out --data"),
+        (None, tokenizer, None, "not a kind of text"),
+        (None, path, path, "not a tokenizer.json"),
+    ):
+        with pytest.raises(DataError, match=because):
+            refuse_other_text(config, text, its_tokenizer, cache)
+    refuse_other_text(None, path, tokenizer, cache)
+    with pytest.MonkeyPatch.context() as patch:
+        patch.setattr(windows, "_SOON_HASHED_BYTES", 10)  # too large to be hashed at once: its size tells
+        refuse_other_text(roomy, wrong, tokenizer, cache)
+        wrong.write_text("another size")
+        with pytest.raises(DataError, match="wrong data: the digest of its 12 bytes is another one"):
+            refuse_other_text(roomy, wrong, tokenizer, cache)
+
+
+_NEW = """
+import sys
+from pathlib import Path
+from peer.main import make_run, run_peer
+from peer.options import PeerOptions
+config, data, tokenizer, home = map(Path, sys.argv[2:6])
+if sys.argv[1] == "new":
+    code = make_run(config, home / "m", home=home, data=data, tokenizer=tokenizer, port=0, local=True)
+else:
+    code = run_peer(PeerOptions(config=config, data=data, tokenizer=tokenizer, home=home, local=True))
+print(code, sorted({"torch", "hivemind"} & set(sys.modules)))
+"""
+
+
+@pytest.mark.parametrize("command", ["new", "peer"])
+@pytest.mark.parametrize("wrong", ["text", "tokenizer"])
+def test_a_wrong_text_or_tokenizer_is_refused_before_torch_is_loaded(tmp_path: Path, command: str, wrong: str) -> None:
+    (tmp_path / "run.toml").write_text('preset = "tiny"\n[data]\nkind = "files"\n[model]\nvocab_size = 512\n')
+    text = write_jsonl(tmp_path / "text.jsonl", ["one", "two"] if wrong == "text" else [PARAGRAPH] * 99)
+    special = "<|endoftext|>" if wrong == "text" else "<pad>"
+    tokenizer = kinds.saved(kinds.byte_level(special), tmp_path / "tokenizer.json")
+    arguments = [command, tmp_path / "run.toml", text, tokenizer, tmp_path / "home"]
+    done = subprocess.run(
+        [sys.executable, "-c", _NEW, *map(str, arguments)],
+        env={"BARNRAISE_DATA": str(tmp_path / "data"), "PYTHONPATH": ":".join(sys.path)},
+        capture_output=True,
+        text=True,
+        timeout=120,
+    )
+    assert done.stdout.splitlines()[-1:] == ["2 []"], done
+    (line,) = done.stderr.splitlines()
+    assert ("too little text" if wrong == "text" else "has no end-of-text token") in line
