@@ -86,7 +86,7 @@ def peer(
     ] = None,
     data: Annotated[
         Path | None,
-        typer.Option("--data", metavar="PATH", help="Text of the run: .jsonl.zst, .jsonl, .txt, or a folder of them."),
+        typer.Option("--data", metavar="PATH", help="Text of the run: .jsonl (.zst, .gz), .txt, or a folder of them."),
     ] = None,
     tokenizer: Annotated[
         Path | None, typer.Option("--tokenizer", metavar="FILE", help="The run's tokenizer.json, where it has one.")

@@ -1,4 +1,7 @@
-"""How a peer comes to its run: by an invite, by what a home holds, or by starting a new one."""
+"""How a peer comes to its run: by an invite, by what a home holds, or by starting a new one.
+
+torch is loaded only once a new run's text is known to be fit: a mistake in it should not cost seconds of waiting.
+"""
 
 from __future__ import annotations
 
@@ -6,16 +9,13 @@ import secrets
 from dataclasses import dataclass
 from pathlib import Path
 
-import torch
-
 from peer.address_book import AddressBook
-from peer.data.windows import describe_data
+from peer.data.windows import Say, describe_data, refuse_other_text, say_nothing
 from peer.home import Home, HomeInUse, cache_folder, last_home, open_default_home, open_home
-from peer.model import genesis_digest, initial_parameters, layout_of, meta_model
 from peer.options import PeerOptions
 from peer.run_file import read_run_file
 from peer.screen import Screen
-from swarm.config import RunConfig
+from swarm.config import DataConfig, RunConfig
 from swarm.digest import Digest
 from swarm.errors import StateError
 from swarm.identity import Keypair
@@ -38,9 +38,10 @@ class Entrance:
 def complete_manifest(config: RunConfig, options: PeerOptions, keypair: Keypair, screen: Screen) -> Manifest:
     """A signed manifest: what the config leaves open (text, version 0) is filled in from this machine."""
     screen.say("reading the text ...")
-    data = describe_data(
-        config.data, options.data, options.tokenizer, cache_folder(), vocab_size=config.model.vocab_size
-    )
+    data = describe_text(config, options, screen, lambda line: screen.fact("", line))
+
+    from peer.model import genesis_digest, initial_parameters, layout_of, meta_model  # torch
+
     layout = layout_of(meta_model(config.model))
     screen.say(f"making version 0: {layout.numel:,} parameters ...")
     parameters_N = initial_parameters(config.model, config.seed, layout)
@@ -48,9 +49,41 @@ def complete_manifest(config: RunConfig, options: PeerOptions, keypair: Keypair,
     return sign_manifest(whole, [keypair])
 
 
+def describe_text(config: RunConfig, options: PeerOptions, screen: Screen, say: Say) -> DataConfig:
+    """The data section of a new run's manifest; what the text holds goes to `say`. Raises DataError."""
+
+    def progress(fraction: float, what: str) -> None:
+        screen.live(f"{what}: {100 * fraction:.0f} %")
+
+    vocab_size = config.model.vocab_size
+    return describe_data(
+        config.data, options.data, options.tokenizer, cache_folder(), progress, say, vocab_size=vocab_size
+    )
+
+
+def refuse_wrong_text(options: PeerOptions, screen: Screen) -> None:
+    """Raises DataError for a text or tokenizer that is not the run's, or fit for none; StateError for a damaged home.
+
+    A new run's text is read for it, and is in the cache when the run is made. Of a run that is joined, nothing is known yet.
+    """
+    if options.data is None and options.tokenizer is None:
+        return
+    home = None if options.new or options.join else options.home or last_home()
+    manifest = Home(home).manifest() if home is not None else None
+    if options.config is not None:
+        found = read_run_file(options.config)
+        if isinstance(found, RunConfig):
+            describe_text(found, options, screen, say_nothing)
+            return
+        manifest = found
+    refuse_other_text(manifest.config if manifest else None, options.data, options.tokenizer, cache_folder())
+
+
 def read_config(path: Path | None) -> RunConfig | Manifest:
     """A run's config from TOML, a finished manifest, or, without a path, what suits this machine."""
     if path is None:
+        import torch
+
         return preset_config("small" if torch.cuda.is_available() else "tiny")
     return read_run_file(path)
 

@@ -13,6 +13,7 @@ from typing import Final
 from peer import fault_point
 from peer.address_book import AddressBook, Known
 from peer.commands import barnraise_command, peer_command
+from peer.entrance import complete_manifest, refuse_wrong_text
 from peer.home import Home, open_default_home, open_home, safe_name
 from peer.invitation import invitation
 from peer.options import PeerOptions
@@ -42,7 +43,7 @@ def run_peer(options: PeerOptions) -> int:
     try:
         set_up_logs(screen)
         fault_point.arm(os.environ.get(fault_point.FAULT_ENV))
-        _check_early(options)
+        _check_early(options, screen)
         screen.live("loading torch and hivemind ...")
         from peer.start import Peer
 
@@ -62,8 +63,8 @@ def run_peer(options: PeerOptions) -> int:
         screen.close()
 
 
-def _check_early(options: PeerOptions) -> None:
-    """What can be told at once, before torch is loaded, which takes seconds. Raises ConfigError or DataError."""
+def _check_early(options: PeerOptions, screen: Screen) -> None:
+    """What can be told before torch is loaded, which takes seconds. Raises ConfigError, DataError or StateError."""
     if options.join is not None:
         Invite.parse(options.join)
         if options.new or options.config is not None:
@@ -75,6 +76,7 @@ def _check_early(options: PeerOptions) -> None:
     if options.config is not None:
         read_run_file(options.config)
     _check_paths(options.data, options.tokenizer)
+    refuse_wrong_text(options, screen)
 
 
 def _check_paths(data: Path | None, tokenizer: Path | None) -> None:
@@ -102,8 +104,6 @@ def make_run(
                 f"{config_path} is a manifest already; start it with: {peer_command('--config', config_path)}"
             )
         _check_paths(data, tokenizer)
-        from peer.entrance import complete_manifest  # imports torch
-
         keypair = Keypair.generate()
         manifest = complete_manifest(config, PeerOptions(data=data, tokenizer=tokenizer), keypair, screen)
         first = open_home(home) if home else open_default_home(manifest.run_id, None)

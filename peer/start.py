@@ -254,10 +254,10 @@ class Peer:
                 shown = line
             time.sleep(0.05)
         windows = text.result()
-        tokens = ", ".join(f"{name} {count:,}" for name, count in sorted(windows.tokens_by_source.items())[:6])
+        tokens = ", ".join(f"{name} {one.tokens:,}" for name, one in sorted(windows.sources.items())[:6])
         self._screen.fact("text", f"{windows.num_windows:,} windows; tokens: {tokens}")
-        for fault in windows.faults[:3]:
-            self._screen.say(f"  text: {fault}")
+        for note in windows.notes:
+            self._screen.fact("", note)
         return windows
 
     def _node(

@@ -56,6 +56,7 @@ class DataConfig(Section):
     kind: Literal["embedded", "files"] = "embedded"
     sources: tuple[SourceConfig, ...] = ()
     tokenizer: str = "bytes"  # "bytes", or the hex digest of a tokenizer.json
+    separator: str = ""  # its token that ends each document; "": its end-of-text token, filled in by `new`
     sequence_length: Positive = 256
     num_windows: int = Field(0, ge=0)  # training windows, in the manifest's order; filled in by `new`
     num_heldout_windows: int = Field(0, ge=0)

@@ -26,6 +26,7 @@ _MODEL_LIMITS: Final = {
 }
 _MAX_LIST: Final = 64  # maintainers, sources
 _MAX_NAME: Final = 64
+_MAX_TOKEN_LETTERS: Final = 256
 _MAX_INT: Final = 2**63 - 1  # what the wire and every language's signed integer hold
 _MAX_DEADLINE_S: Final = 7 * 86_400.0
 _HEX_DIGEST: Final = re.compile(r"[0-9a-f]{64}", re.ASCII)
@@ -100,6 +101,8 @@ def _data_problems(config: RunConfig) -> Iterator[str]:
             yield f"model.vocab_size = {model.vocab_size}: the tokenizer `bytes` needs at least 256"
     elif not _HEX_DIGEST.fullmatch(data.tokenizer):
         yield f"data.tokenizer = {data.tokenizer[:70]!r}: must be `bytes` or the 64 hex digits of a tokenizer's digest"
+    if len(data.separator) > _MAX_TOKEN_LETTERS:
+        yield f"data.separator: {len(data.separator)} letters; the name of a token has at most {_MAX_TOKEN_LETTERS}"
     if 0 < data.num_heldout_windows < data.eval_windows:
         yield (
             f"data.eval_windows = {data.eval_windows}: at most data.num_heldout_windows = {data.num_heldout_windows}"

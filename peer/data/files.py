@@ -1,8 +1,9 @@
-"""Text in files: `.jsonl.zst` and `.jsonl` in the Pile's layout, and `.txt`, one file or a folder of them.
+"""Text in files: `.jsonl` in the Pile's layout, packed or not, and `.txt`, one file or a folder of them.
 
 Everything here streams: however large a file or a line is, memory holds one block and one document. A line of jsonl is
-`{"text": ..., "meta": {"pile_set_name": ...}}`; a .txt file is cut at blank lines into documents of at least 16 KiB.
-A source is named by one digest over its files' names and content; a source of a single file does not depend on its name.
+`{"text": ..., "meta": {"pile_set_name": ...}}`; a .txt file is cut at blank lines into documents of at least 16 Ki letters.
+Text is UTF-8, with or without a byte order mark; in a .txt, CRLF and CR count as LF. A source is named by one digest over
+its files' names and content; a source of a single file does not depend on its name.
 """
 
 from __future__ import annotations
@@ -15,17 +16,25 @@ from dataclasses import dataclass
 from pathlib import Path
 from typing import BinaryIO, Final, cast
 
-import zstandard
 from blake3 import blake3
 
 from peer.data.cache import Progress, read_json, write_json
+from peer.data.packed import BROKEN, PACKED_SUFFIXES, PackedStream
 from swarm.digest import Digest, digest_of
 from swarm.errors import DataError
 
-SUFFIXES: Final = (".jsonl.zst", ".jsonl", ".txt")
+SUFFIXES: Final = (*(f".jsonl{packed}" for packed in PACKED_SUFFIXES), ".jsonl", ".txt")
 MAX_LINE_BYTES: Final = 64 << 20  # a line of jsonl beyond it is counted as malformed and skipped unread
-TXT_DOCUMENT_BYTES: Final = 16 << 10  # small enough that whole documents can be held out of one short book
-_TXT_MAX_BYTES: Final = 64 << 10  # text without blank lines is cut at a line's end, else at a space, before this
+TXT_DOCUMENT_LETTERS: Final = 16 << 10  # small enough that whole documents can be held out of one short book
+_TXT_MAX_LETTERS: Final = 64 << 10  # text without blank lines is cut at a line's end, else at a space, before this
+_NOT_TEXT: Final = re.compile("[\0\udc80-\udcff]")  # a 0 byte, as UTF-16 has them, or a byte that is not UTF-8
+REPLACEMENT: Final = "\ufffd"
+# What lies beside a text and is not meant to be read as one, by its name without .txt.
+_BESIDE_THE_TEXT: Final = re.compile(
+    r"(readme|licen[cs]e|copying|notice|changelog|citation)([._-].*)?|(.*[._-])?(sha\d+|md5|blake\d|b3|check)(sums?)?",
+    re.IGNORECASE,
+)
+_MAX_NAMED: Final = 3  # files of one kind that are named; of more the number is
 _BLOCK_BYTES: Final = 1 << 20
 _HASH_BYTES: Final = 4 << 20
 _SAVE_EVERY_BYTES: Final = 1 << 30  # of hashing that a kill may lose
@@ -54,8 +63,9 @@ class Item:
     text: str  # empty when there is no document here: a blank or malformed line
     source: str  # the document's `pile_set_name`, else the file's name without suffixes
     fault: str | None
-    offset: int  # bytes of the decompressed file up to the end of this item
+    offset: int  # bytes of the unpacked file (letters, in a .txt) up to the end of this item
     line: int  # lines of it (documents, in a .txt) up to there
+    num_replaced: int = 0  # bytes of a .txt that are no text; U+FFFD stands for each
 
 
 def find_files(data_path: Path) -> tuple[SourceFile, ...]:
@@ -64,14 +74,14 @@ def find_files(data_path: Path) -> tuple[SourceFile, ...]:
     if data_path.is_file():
         if not data_path.name.endswith(SUFFIXES):
             raise DataError(f"{data_path}: not a kind of text known here ({kinds})")
-        paths = [data_path]
-        root = data_path.parent
+        paths, root = [data_path], data_path.parent
     elif data_path.is_dir():
-        paths = [path for path in data_path.rglob("*") if path.name.endswith(SUFFIXES) and path.is_file()]
-        paths = [path for path in paths if not any(part.startswith(".") for part in path.relative_to(data_path).parts)]
-        root = data_path
+        paths, root = [path for path in _visible_files(data_path) if _is_text(path)], data_path
         if not paths:
-            raise DataError(f"{data_path}: no file there ends with one of {kinds}; give the folder that holds the text")
+            others = f"; there are {beside}" if (beside := files_beside(data_path)) else ""
+            raise DataError(
+                f"{data_path}: no text there that ends with one of {kinds}{others}; give the folder that holds the text"
+            )
     else:
         raise DataError(f"{data_path}: no such file or folder; give the text of this run with --data PATH")
     found = []
@@ -79,6 +89,35 @@ def find_files(data_path: Path) -> tuple[SourceFile, ...]:
         stat = path.stat()
         found.append(SourceFile(path.relative_to(root).as_posix(), path, stat.st_size, stat.st_mtime_ns))
     return tuple(sorted(found, key=lambda file: file.name.encode()))
+
+
+def files_beside(data_path: Path) -> str:
+    """What lies in the source's folder and is not read, in words; "" when all is, and for a single file."""
+    kinds: dict[str, list[str]] = {}
+    for path in _visible_files(data_path) if data_path.is_dir() else ():
+        if not _is_text(path):
+            kinds.setdefault(path.suffix, []).append(path.name)
+    named = (
+        ", ".join(sorted(names)) if not kind or len(names) <= _MAX_NAMED else f"{len(names)} files {kind}"
+        for kind, names in sorted(kinds.items())
+    )
+    return ", ".join(named)
+
+
+def _visible_files(folder: Path) -> list[Path]:
+    """All files below the folder but hidden ones and those in hidden folders."""
+    return [
+        path
+        for path in folder.rglob("*")
+        if path.is_file() and not any(part.startswith(".") for part in path.relative_to(folder).parts)
+    ]
+
+
+def _is_text(path: Path) -> bool:
+    """Whether a file that was found in a folder is read."""
+    return path.name.endswith(SUFFIXES) and not (
+        path.suffix == ".txt" and _BESIDE_THE_TEXT.fullmatch(path.name.removesuffix(".txt"))
+    )
 
 
 def source_digest(files: tuple[SourceFile, ...], cache_dir: Path, progress: Progress) -> Digest:
@@ -147,17 +186,17 @@ class TextReader:
     """Reads one file's documents from an offset on; a context manager. Memory: one block and one document."""
 
     def __init__(self, file: SourceFile, offset: int = 0, line: int = 0) -> None:
-        """Opens the file at `offset` of its decompressed bytes, an Item's end; raises DataError."""
+        """Opens the file at `offset`, an Item's end; raises DataError."""
         self.file = file
         self._offset = offset
         self._line = line
+        self._stream: io.BufferedReader | PackedStream
         try:
             self._raw: BinaryIO = file.path.open("rb", buffering=0)
         except OSError as error:
             raise DataError(f"{file.path}: cannot be read: {error.strerror}") from None
-        if file.suffix.endswith(".zst"):
-            reader = zstandard.ZstdDecompressor().stream_reader(self._raw, read_across_frames=True)
-            self._stream = io.BufferedReader(cast(io.RawIOBase, reader), _BLOCK_BYTES)
+        if file.suffix.endswith(PACKED_SUFFIXES):
+            self._stream = PackedStream(self._raw, file.suffix)
         else:
             self._stream = io.BufferedReader(cast(io.RawIOBase, self._raw), _BLOCK_BYTES)
 
@@ -177,24 +216,26 @@ class TextReader:
         """The documents and faults from where this reader was opened; raises DataError for a broken file."""
         fallback = self.file.path.name.removesuffix(self.file.suffix)[:_SOURCE_NAME_LETTERS]
         try:
-            self._skip_to(self._offset)
             yield from self._txt(fallback) if self.file.suffix == ".txt" else self._jsonl(fallback)
-        except zstandard.ZstdError as error:
+        except BROKEN as error:
             raise DataError(
                 f"{self.file.path}: broken behind line {self._line}: {error}; fetch the file again"
             ) from None
         except OSError as error:
             raise DataError(f"{self.file.path}: cannot be read: {error.strerror}") from None
 
-    def _skip_to(self, offset: int) -> None:
-        if self.file.suffix.endswith(".zst"):  # only forwards: decompressed again, which is far cheaper than tokens
-            while offset and (block := self._stream.read(min(offset, _BLOCK_BYTES))):
-                offset -= len(block)
-        else:
-            self._stream.seek(offset)
+    @property
+    def _cut_off(self) -> bool:
+        return isinstance(self._stream, PackedStream) and self._stream.cut_off
 
     def _jsonl(self, fallback: str) -> Iterator[Item]:
+        if isinstance(self._stream, PackedStream):
+            _skip(self._stream, self._offset)  # unpacked again, which is far cheaper than making tokens
+        else:
+            self._stream.seek(self._offset)
         while line := self._stream.readline(MAX_LINE_BYTES + 1):
+            if not line.endswith(b"\n") and len(line) <= MAX_LINE_BYTES and self._cut_off:
+                break  # what came of a line
             self._offset += len(line)
             self._line += 1
             too_long = len(line) > MAX_LINE_BYTES
@@ -203,41 +244,55 @@ class TextReader:
             if too_long:
                 parsed: tuple[str, str, str | None] = ("", fallback, f"longer than {MAX_LINE_BYTES} bytes")
             else:
-                parsed = _parse_line(line, fallback)
+                parsed = _parse_line(line, fallback, is_first=self._line == 1)
             yield Item(*parsed, self._offset, self._line)
+        if self._cut_off:
+            raise DataError(f"{self.file.path}: cut off after document {self._line}; fetch the file again")
 
     def _txt(self, fallback: str) -> Iterator[Item]:
-        held = b""
+        letters = io.TextIOWrapper(self._stream, "utf-8-sig", "surrogateescape", newline=None)
+        _skip(letters, self._offset)
+        held = ""
         while True:
-            held += self._stream.read(max(0, _TXT_MAX_BYTES - len(held)))
+            held += letters.read(_TXT_MAX_LETTERS - len(held))
             if not held:
                 return
             end = _document_end(held)
             self._offset += end
             self._line += 1
-            yield Item(held[:end].decode(errors="replace"), fallback, None, self._offset, self._line)
+            text, num_replaced = _NOT_TEXT.subn(REPLACEMENT, held[:end])
+            yield Item(text, fallback, None, self._offset, self._line, num_replaced)
             held = held[end:]
 
 
-def _document_end(held: bytes) -> int:
-    """Where the document at the start of `held` ends: at a blank line, else the end of a line, a word, a letter."""
-    if (blank := held.find(b"\n\n", TXT_DOCUMENT_BYTES)) >= 0:
+def _skip(stream: io.BufferedReader | io.TextIOWrapper, count: int) -> None:
+    """Reads on by so many bytes or letters."""
+    while count and (block := stream.read(min(count, _BLOCK_BYTES))):
+        count -= len(block)
+
+
+def _document_end(held: str) -> int:
+    """Where the document at the start of `held` ends: at a blank line, else at the end of a line, of a word, or anywhere."""
+    if (blank := held.find("\n\n", TXT_DOCUMENT_LETTERS)) >= 0:
         return blank + 2
-    if len(held) < _TXT_MAX_BYTES:
+    if len(held) < _TXT_MAX_LETTERS:
         return len(held)
-    for mark in (b"\n", b" "):
-        if (found := held.rfind(mark, TXT_DOCUMENT_BYTES)) >= 0:
+    for mark in ("\n", " "):
+        if (found := held.rfind(mark, TXT_DOCUMENT_LETTERS)) >= 0:
             return found + 1
-    # Where the last letter begins: no letter of UTF-8 is cut in two.
-    return next((at for at in range(len(held) - 1, len(held) - 5, -1) if held[at] & 0xC0 != 0x80), len(held))
+    return len(held)
 
 
-def _parse_line(line: bytes, fallback: str) -> tuple[str, str, str | None]:
+def _parse_line(line: bytes, fallback: str, *, is_first: bool) -> tuple[str, str, str | None]:
     """The text, the source and the fault of a line of jsonl."""
-    if not line.strip():
+    try:
+        letters = line.decode("utf-8-sig" if is_first else "utf-8")
+    except UnicodeDecodeError as error:
+        return "", fallback, f"not UTF-8: byte 0x{line[error.start]:02x} at byte {error.start} of the line"
+    if not letters.strip():
         return "", fallback, None
     try:
-        value = json.loads(line)
+        value = json.loads(letters)
     except (ValueError, RecursionError) as error:
         cut_off = "" if line.endswith(b"\n") else " (the file may be cut off there)"
         return "", fallback, f"not JSON: {str(error)[:80]}{cut_off}"

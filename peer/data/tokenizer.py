@@ -1,23 +1,29 @@
 """Tokenizers: plain bytes, or any `tokenizer.json`, named by the digest of that file.
 
-The separator stands behind each document: byte 0, or the tokenizer's own end-of-text token. Special tokens that are
-spelled out inside a text are encoded as ordinary text, so that no document can fake an end.
+The separator stands behind each document and nowhere else: byte 0, or the tokenizer's own end-of-text token. Its name, and
+other special tokens that are spelled out inside a text, are encoded as ordinary text, so that no document can fake an end.
+Equal texts get equal ids everywhere: dropout is off.
 """
 
 from __future__ import annotations
 
+import difflib
+import json
 from pathlib import Path
-from typing import Any, Final, Protocol
+from typing import TYPE_CHECKING, Any, Final, Protocol
 
 import numpy as np
 from numpy.typing import NDArray
 
+from peer.data.pieces import encode_whole
 from swarm.digest import blob_digest
 from swarm.errors import DataError
 
+if TYPE_CHECKING:
+    import tokenizers
+
 BYTES: Final = "bytes"
 MAX_TOKENIZER_BYTES: Final = 64 << 20  # the largest in common use has about 34 MB
-_MAX_PIECE_LETTERS: Final = 1 << 16  # of a document that is encoded at once: an encoding takes some 100 bytes a token
 # The names of the end-of-text token in common tokenizers; the first that a tokenizer has is the separator.
 _END_OF_TEXT: Final = (
     "<|endoftext|>",
@@ -30,6 +36,9 @@ _END_OF_TEXT: Final = (
     "[EOS]",
     "[SEP]",
 )
+_UNREACHABLE: Final = "\0the end of a document\0"  # what the separator is called in the library, lest a text spell it
+_MAX_CANDIDATES: Final = 8
+_NO_TOKENIZER: Final = "not a tokenizer.json"
 
 
 class Tokenizer(Protocol):
@@ -38,95 +47,155 @@ class Tokenizer(Protocol):
     digest: str  # "bytes", or the hex digest of the tokenizer.json
     vocab_size: int  # every id is below it
     separator: int  # the id behind each document
+    separator_name: str  # its name in a tokenizer.json; "" for bytes
+    notes: tuple[str, ...]  # what is done otherwise than the tokenizer.json says, in words
 
     def encode(self, texts: list[str]) -> list[NDArray[Any]]:
-        """One array of ids a text, without separators."""
+        """One array of ids a text, without separators. Raises DataError if a text would hold one all the same."""
         ...
 
 
 class ByteTokenizer:
-    """UTF-8 bytes as ids 0 to 255."""
+    """UTF-8 bytes as ids 0 to 255. A 0 byte inside a text would end it; U+FFFD is encoded in its place."""
 
     digest = BYTES
     vocab_size = 256
     separator = 0
+    separator_name = ""
+    notes: tuple[str, ...] = ()
 
     def encode(self, texts: list[str]) -> list[NDArray[Any]]:
-        return [np.frombuffer(text.encode(), dtype=np.uint8) for text in texts]
+        return [np.frombuffer(text.replace("\0", "\ufffd").encode(), dtype=np.uint8) for text in texts]
 
 
 class FileTokenizer:
     """The tokenizer in a `tokenizer.json`."""
 
-    def __init__(self, path: Path) -> None:
-        """Reads the file; raises DataError when there is none, or no tokenizer with an end-of-text token in it."""
-        import tokenizers  # 0.1 s, and runs on bytes do without
+    def __init__(self, path: Path, separator: str = "") -> None:
+        """Reads the file; raises DataError when there is no tokenizer in it, or no token called `separator`.
 
-        try:
-            if path.is_dir():
-                path = path / "tokenizer.json"
-            if path.stat().st_size > MAX_TOKENIZER_BYTES:
-                raise DataError(
-                    f"{path}: {path.stat().st_size} bytes; a tokenizer.json has at most {MAX_TOKENIZER_BYTES}"
-                )
-            raw = path.read_bytes()
-        except OSError as error:
-            raise DataError(
-                f"{path}: no tokenizer can be read there: {error.strerror}; give its tokenizer.json"
-            ) from None
-        try:
-            self._tokenizer = tokenizers.Tokenizer.from_str(raw.decode())
-        except Exception as error:  # the library raises bare Exception for whatever it does not understand
-            raise DataError(f"{path}: not a tokenizer.json: {str(error)[:200]}") from None
+        Without a `separator` it is the first of the common end-of-text tokens that the tokenizer has.
+        """
+        raw = _read(path)
+        vocabulary = _library(path, raw.decode(errors="replace"), _NO_TOKENIZER).get_vocab()
+        table: dict[str, Any] = json.loads(raw)
+        self._path = path
+        self.separator_name = _separator(path, vocabulary, table, separator)
+        self.separator = vocabulary[self.separator_name]
+        self.vocab_size = 1 + max(vocabulary.values())
+        self.digest = blob_digest(raw).hex()
+        self.notes = _without_dropout(table["model"])
+        _hide_separator(table, self.separator_name)
+        self._tokenizer = _library(path, json.dumps(table), f"{self.separator_name!r} cannot be its separator")
+        vocabulary[_UNREACHABLE] = vocabulary.pop(self.separator_name)
+        if self._tokenizer.get_vocab() != vocabulary:
+            raise DataError(f"{path}: {self.separator_name!r} cannot be its separator: other tokens depend on it")
         self._tokenizer.no_truncation()
         self._tokenizer.no_padding()
         self._tokenizer.encode_special_tokens = True
-        vocabulary = self._tokenizer.get_vocab(with_added_tokens=True)
-        found = next((name for name in _END_OF_TEXT if name in vocabulary), None)
-        if found is None:
-            raise DataError(f"{path}: has no end-of-text token; one of {', '.join(_END_OF_TEXT)} is needed")
-        self.digest = blob_digest(raw).hex()
-        self.vocab_size = 1 + max(vocabulary.values())
-        self.separator = vocabulary[found]
 
     def encode(self, texts: list[str]) -> list[NDArray[Any]]:
-        pieces = [(place, piece) for place, text in enumerate(texts) for piece in _pieces(text)]
-        encoded = self._tokenizer.encode_batch_fast([piece for _, piece in pieces], add_special_tokens=False)
-        ids: list[list[NDArray[Any]]] = [[] for _ in texts]
-        for (place, _), one in zip(pieces, encoded, strict=True):
-            ids[place].append(np.array(one.ids, dtype=np.uint32))
-        return [np.concatenate(parts) if parts else np.empty(0, np.uint32) for parts in ids]
+        encoded = encode_whole(self._tokenizer, texts)
+        for text, ids in zip(texts, encoded, strict=True):
+            if (ids == self.separator).any():
+                raise DataError(
+                    f"{self._path}: cannot keep documents apart: it gives its end-of-text token {self.separator_name!r} "
+                    f"inside of a text, that which begins {text[:40]!r}; name another one with data.separator, or use "
+                    "another tokenizer"
+                )
+        return encoded
 
 
-def _pieces(text: str) -> list[str]:
-    """The text, cut before spaces or line ends where it is too long to be encoded at once."""
-    pieces, start = [], 0
-    while len(text) - start > _MAX_PIECE_LETTERS:
-        stop = start + _MAX_PIECE_LETTERS
-        cut = max(text.rfind("\n", start + 1, stop), text.rfind(" ", start + 1, stop))
-        pieces.append(text[start : cut if cut > start else stop])
-        start += len(pieces[-1])
-    return [*pieces, text[start:]] if start < len(text) else pieces
+def _read(path: Path) -> bytes:
+    """The bytes of a tokenizer.json, or of the one in the folder `path`; raises DataError."""
+    try:
+        if path.is_dir():
+            path = path / "tokenizer.json"
+        if path.stat().st_size > MAX_TOKENIZER_BYTES:
+            raise DataError(f"{path}: {path.stat().st_size} bytes; a tokenizer.json has at most {MAX_TOKENIZER_BYTES}")
+        return path.read_bytes()
+    except OSError as error:
+        raise DataError(f"{path}: no tokenizer can be read there: {error.strerror}; give its tokenizer.json") from None
 
 
-def load_tokenizer(named: str, path: Path | None) -> Tokenizer:
+def _library(path: Path, text: str, complaint: str) -> tokenizers.Tokenizer:
+    """The library's tokenizer of a tokenizer.json's text; raises DataError with the complaint."""
+    import tokenizers  # 0.1 s, and runs on bytes do without
+
+    try:
+        return tokenizers.Tokenizer.from_str(text)
+    except Exception as error:  # the library raises bare Exception for whatever it does not understand
+        raise DataError(f"{path}: {complaint}: {str(error)[:200]}") from None
+
+
+def refuse_no_tokenizer(path: Path) -> None:
+    """Raises DataError if there is no tokenizer.json at `path`."""
+    _library(path, _read(path).decode(errors="replace"), _NO_TOKENIZER)
+
+
+def _separator(path: Path, vocabulary: dict[str, int], table: dict[str, Any], named: str) -> str:
+    """The name of the token that ends documents; raises DataError that names those that may be meant."""
+    if named in vocabulary:
+        return named
+    special = [str(token["content"]) for token in table.get("added_tokens") or ()]
+    if not named:
+        if common := next((name for name in _END_OF_TEXT if name in vocabulary), None):
+            return common
+        what = f"has no end-of-text token that is known here ({', '.join(_END_OF_TEXT)}); name its own"
+        near = special
+    else:
+        what = f"has no token {named[:60]!r}; name the one that ends a text"
+        near = difflib.get_close_matches(named, special, n=3, cutoff=0.5) or special
+    candidates = ", ".join(near[:_MAX_CANDIDATES]) or "none of its tokens is special"
+    raise DataError(f'{path}: {what} in the config, as in [data] separator = "</s>"; candidates: {candidates}')
+
+
+def _without_dropout(model: dict[str, Any]) -> tuple[str, ...]:
+    """Switches off the dropout of a tokenizer.json's model, which would give each peer other tokens; says so."""
+    dropout = model.pop("dropout", None)
+    return (f"the tokenizer's dropout {dropout} is off: all peers must get the same tokens",) if dropout else ()
+
+
+def _hide_separator(table: dict[str, Any], name: str) -> None:
+    """Renames the separator in a parsed tokenizer.json, so that no text is encoded to it; ids stay as they are."""
+    for token in table.get("added_tokens") or ():
+        if token["content"] == name:
+            token.update(content=_UNREACHABLE, special=True)  # special ones are found in no text, as we set the library
+    model = table["model"]
+    vocabulary = model.get("vocab")
+    if isinstance(vocabulary, dict):
+        model["vocab"] = {_UNREACHABLE if piece == name else piece: number for piece, number in vocabulary.items()}
+    elif vocabulary:  # Unigram: pieces with their scores
+        model["vocab"] = [[_UNREACHABLE if piece == name else piece, score] for piece, score in vocabulary]
+    if model.get("unk_token") == name:
+        model["unk_token"] = _UNREACHABLE
+    if "merges" in model:  # either of the form "a b" or ["a", "b"]
+        parts = (merge.split(" ") if isinstance(merge, str) else merge for merge in model["merges"])
+        model["merges"] = [list(pair) for pair in parts if "".join(pair) != name]
+
+
+def load_tokenizer(named: str, path: Path | None, separator: str = "") -> Tokenizer:
     """The tokenizer that a manifest names: "bytes" or a hex digest; "" takes whatever is at `path`, without one bytes.
 
-    Raises DataError when the file at `path` is not the one that is named, or is missing.
+    Raises DataError when the file at `path` is not the one that is named, or is missing, or has no such separator.
     """
     if path is None:
         if named in (BYTES, ""):
+            if separator:
+                raise DataError(
+                    f"data.separator = {separator[:60]!r}: plain bytes have none; leave it out, or name the tokenizer.json "
+                    "that has it with --tokenizer PATH"
+                )
             return ByteTokenizer()
         raise DataError(f"this run's tokenizer is {named[:12]}; give its tokenizer.json with --tokenizer PATH")
     if named == BYTES:
         raise DataError(f"this run is trained on plain bytes; leave out --tokenizer {path}")
-    tokenizer = FileTokenizer(path)
-    if named and tokenizer.digest != named:
+    if named and (digest := blob_digest(_read(path)).hex()) != named:
         raise DataError(
-            f"{path}: wrong tokenizer: its digest is {tokenizer.digest[:12]}, the manifest names {named[:12]}; "
+            f"{path}: wrong tokenizer: its digest is {digest[:12]}, the manifest names {named[:12]}; "
             "give the tokenizer.json that this run was made with"
         )
-    return tokenizer
+    return FileTokenizer(path, separator)
 
 
 def check_vocabulary(tokenizer: Tokenizer, vocab_size: int | None) -> None:

@@ -1,6 +1,6 @@
 """The tokenized cache: a source's documents as arrays of token ids on disk, made once and memory-mapped ever after.
 
-A folder for each (source digest, tokenizer digest) holds one array for training and one for each tier of held-out
+A folder for each (source digest, tokenizer digest, separator) holds one array for training and one for each tier of held-out
 documents, `journal.json` while it is being made, and `tokens.json`, written last: with it the arrays are whole. A kill
 at any instruction costs the text since the last journal entry; the arrays come out byte for byte the same.
 
@@ -23,13 +23,13 @@ from blake3 import blake3
 from numpy.typing import NDArray
 
 from peer.data.cache import Progress, locked, read_json, write_json, writing
-from peer.data.files import Item, SourceFile, TextReader, refuse_changed
+from peer.data.files import REPLACEMENT, Item, SourceFile, TextReader, refuse_changed
 from peer.data.tokenizer import Tokenizer
 from swarm.digest import Digest
 from swarm.errors import DataError
 
 TIER_PERCENTS: Final = (1, 2, 5, 10, 20)  # held out in all, up to and with each tier
-_LAYOUT: Final = 1  # raised when the same text would give other arrays, or other files
+_LAYOUT: Final = 2  # raised when the same text would give other arrays, or other files
 _SEGMENTS: Final = ("train", *(f"heldout-{percent}" for percent in TIER_PERCENTS))
 _BATCH_LETTERS: Final = 1 << 20  # encoded at once: enough for all cores, some 50 MB of encodings
 _BATCH_DOCUMENTS: Final = 1024
@@ -37,6 +37,28 @@ _JOURNAL_LETTERS: Final = 16 << 20  # at most so much text is tokenized again af
 _MAX_FAULTS: Final = 20  # named; the others are counted
 _MAX_SOURCES: Final = 1000  # counted by name; the others together
 _OTHER_SOURCES: Final = "(other)"
+_TEXT_BYTES_PER_REPLACED: Final = (
+    1000  # of a text with more replaced bytes than one in so many, all is taken to be wrong
+)
+
+
+@dataclass(slots=True)
+class Counts:
+    """What a source holds."""
+
+    documents: int = 0
+    num_bytes: int = 0  # of text, in UTF-8
+    tokens: int = 0  # separators included
+
+    @staticmethod
+    def total(sources: dict[str, Counts]) -> Counts:
+        """All sources together."""
+        all_of_them = sources.values()
+        return Counts(
+            sum(one.documents for one in all_of_them),
+            sum(one.num_bytes for one in all_of_them),
+            sum(one.tokens for one in all_of_them),
+        )
 
 
 @dataclass(frozen=True, slots=True)
@@ -45,10 +67,12 @@ class TokenSet:
 
     train: NDArray[Any]
     heldout_tiers: tuple[NDArray[Any], ...]  # in the order of TIER_PERCENTS
-    tokens_by_source: dict[str, int]  # by `pile_set_name`, held-out ones included
-    num_documents: int
-    num_malformed: int
+    sources: dict[str, Counts]  # by `pile_set_name`, what is held out included
+    num_items: int  # lines of jsonl and documents of .txt that were read
+    num_malformed: int  # of them, left out
     faults: tuple[str, ...]  # the first malformed lines: file, line, what is wrong
+    num_replaced: int  # bytes that are no text, each now U+FFFD
+    first_replaced: str  # the place of the first of them, in words
 
 
 @dataclass(slots=True)
@@ -59,20 +83,32 @@ class _Journal:
     offset: int = 0  # and so many decompressed bytes of it
     line: int = 0
     lengths: list[int] = field(default_factory=lambda: [0] * len(_SEGMENTS))  # tokens in each array
-    num_documents: int = 0
+    num_items: int = 0
     num_malformed: int = 0
     faults: list[str] = field(default_factory=list)
-    tokens_by_source: dict[str, int] = field(default_factory=dict)
+    num_replaced: int = 0
+    first_replaced: str = ""
+    sources: dict[str, Counts] = field(default_factory=dict)
 
     def note_fault(self, file: SourceFile, item: Item) -> None:
         self.num_malformed += 1
         if len(self.faults) < _MAX_FAULTS:
             self.faults.append(f"{file.name} line {item.line}: {item.fault}")
 
-    def count(self, source: str, num_tokens: int) -> None:
-        if source not in self.tokens_by_source and len(self.tokens_by_source) >= _MAX_SOURCES:
+    def count(self, document: Item, num_tokens: int) -> None:
+        source = document.source
+        if source not in self.sources and len(self.sources) >= _MAX_SOURCES:
             source = _OTHER_SOURCES
-        self.tokens_by_source[source] = self.tokens_by_source.get(source, 0) + num_tokens
+        counts = self.sources.setdefault(source, Counts())
+        counts.documents += 1
+        counts.num_bytes += len(document.text.encode())
+        counts.tokens += num_tokens
+
+    def note_replaced(self, file: SourceFile, document: Item) -> None:
+        if not self.num_replaced:
+            at = document.text.index(REPLACEMENT)
+            self.first_replaced = f"{file.name} document {document.line}, {document.text[max(0, at - 10) : at + 11]!r}"
+        self.num_replaced += document.num_replaced
 
 
 def token_dtype(vocab_size: int) -> np.dtype[Any]:
@@ -88,7 +124,7 @@ def tokenized(
     Memory stays bounded by a batch and a document. Raises DataError for unreadable text or text without a document,
     StateError when the cache cannot be written, and whatever `progress` raises to stop.
     """
-    folder = cache_dir / f"tokens-{source.hex()[:24]}-{tokenizer.digest[:24]}"
+    folder = cache_dir / f"tokens-{source.hex()[:24]}-{tokenizer.digest[:24]}-{tokenizer.separator}"
     dtype = token_dtype(tokenizer.vocab_size)
     if (found := _open_finished(folder, dtype)) is not None:
         return found
@@ -119,10 +155,12 @@ def _open_finished(folder: Path, dtype: np.dtype[Any]) -> TokenSet | None:
     return TokenSet(
         train=arrays[0],
         heldout_tiers=tuple(arrays[1:]),
-        tokens_by_source=journal.tokens_by_source,
-        num_documents=journal.num_documents,
+        sources=journal.sources,
+        num_items=journal.num_items,
         num_malformed=journal.num_malformed,
         faults=tuple(journal.faults),
+        num_replaced=journal.num_replaced,
+        first_replaced=journal.first_replaced,
     )
 
 
@@ -131,8 +169,9 @@ def _read_journal(path: Path) -> _Journal | None:
     if value is None or value.pop("layout", None) != _LAYOUT:
         return None
     try:
-        journal = _Journal(**value)
-    except TypeError:
+        sources = {name: Counts(**counts) for name, counts in value.pop("sources").items()}
+        journal = _Journal(**value, sources=sources)
+    except (KeyError, TypeError, AttributeError):
         return None
     return journal if len(journal.lengths) == len(_SEGMENTS) else None
 
@@ -191,6 +230,7 @@ def _make(files: tuple[SourceFile, ...], tokenizer: Tokenizer, folder: Path, pro
         for batch, fraction in _batches(files, journal):
             with writing(folder):
                 letters += _append(batch, tokenizer, arrays, journal)
+                _refuse_other_encoding(files[batch.position[0]], journal)
                 if letters >= _JOURNAL_LETTERS:
                     arrays.sync()
                     _write_journal(journal_path, journal)
@@ -210,11 +250,26 @@ def _make(files: tuple[SourceFile, ...], tokenizer: Tokenizer, folder: Path, pro
     journal_path.unlink(missing_ok=True)
 
 
+def _refuse_other_encoding(file: SourceFile, journal: _Journal) -> None:
+    """Raises DataError when so much of what was read up to `file` is no text that it must be in another encoding.
+
+    Asked behind each batch, so that a large text is refused soon, and before the journal moves, so that everybody refuses
+    the same texts, interrupted or not.
+    """
+    num_bytes = Counts.total(journal.sources).num_bytes
+    if journal.num_replaced * _TEXT_BYTES_PER_REPLACED > num_bytes:
+        raise DataError(
+            f"{file.path}: {journal.num_replaced} bytes up to there are not UTF-8 text, the first in "
+            f"{journal.first_replaced}; at most one in {_TEXT_BYTES_PER_REPLACED} may be: convert the text, as in "
+            "`iconv -f latin1 -t utf-8` or `iconv -f utf-16 -t utf-8`, or leave such files out"
+        )
+
+
 @dataclass(slots=True)
 class _Batch:
     """Documents to encode together, and where reading goes on behind them."""
 
-    documents: list[Item] = field(default_factory=list)
+    documents: list[tuple[SourceFile, Item]] = field(default_factory=list)
     faults: list[tuple[SourceFile, Item]] = field(default_factory=list)
     letters: int = 0
     items: int = 0
@@ -236,7 +291,7 @@ def _batches(files: tuple[SourceFile, ...], journal: _Journal) -> Iterator[tuple
                 if item.fault is not None:
                     batch.faults.append((file, item))
                 elif item.text:
-                    batch.documents.append(item)
+                    batch.documents.append((file, item))
                 if batch.letters >= _BATCH_LETTERS or batch.items >= _BATCH_DOCUMENTS:
                     yield batch, min(1.0, (done + reader.bytes_read) / total)
                     batch = _Batch(position=batch.position)
@@ -247,15 +302,17 @@ def _batches(files: tuple[SourceFile, ...], journal: _Journal) -> Iterator[tuple
 
 def _append(batch: _Batch, tokenizer: Tokenizer, arrays: _Arrays, journal: _Journal) -> int:
     """Appends a batch to the arrays and moves the journal (in memory) behind it; returns the letters of the batch."""
-    encoded = tokenizer.encode([document.text for document in batch.documents])
+    encoded = tokenizer.encode([document.text for _, document in batch.documents])
     separator = np.array([tokenizer.separator])
-    for document, ids in zip(batch.documents, encoded, strict=True):
+    for (file, document), ids in zip(batch.documents, encoded, strict=True):
         segment = _segment_of(document.text)
         arrays.append(segment, ids)
         arrays.append(segment, separator)
         journal.lengths[segment] += len(ids) + 1
-        journal.count(document.source, len(ids) + 1)
-    journal.num_documents += len(batch.documents)
+        journal.count(document, len(ids) + 1)
+        if document.num_replaced:
+            journal.note_replaced(file, document)
+    journal.num_items += batch.items
     for file, item in batch.faults:
         journal.note_fault(file, item)
     journal.file, journal.offset, journal.line = batch.position

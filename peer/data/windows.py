@@ -17,24 +17,36 @@ from typing import Any, Final
 import numpy as np
 from numpy.typing import NDArray
 
+from peer.data.account import counted, left_out
 from peer.data.cache import Progress, no_progress, write_atomically
 from peer.data.embedded import (
+    SEPARATOR,
     build_embedded_blob,
     embedded_path,
     load_embedded_blob,
     parse_embedded_blob,
 )
 from peer.data.files import find_files, source_digest
-from peer.data.tokenizer import BYTES, ByteTokenizer, Tokenizer, check_vocabulary, load_tokenizer
-from peer.data.tokens import TIER_PERCENTS, TokenSet, tokenized
-from swarm.config import DataConfig, SourceConfig
+from peer.data.tokenizer import (
+    BYTES,
+    ByteTokenizer,
+    Tokenizer,
+    check_vocabulary,
+    load_tokenizer,
+    refuse_no_tokenizer,
+)
+from peer.data.tokens import TIER_PERCENTS, Counts, TokenSet, tokenized
+from swarm.config import DataConfig, RunConfig, SourceConfig
 from swarm.digest import Digest, blob_digest
 from swarm.errors import DataError
 from swarm.lease import window_of_slot
 
 Fetch = Callable[[Digest], bytes]
+Say = Callable[[str], None]  # takes a line for people
 
 EMBEDDED_NAME: Final = "python-standard-library"
+_SOON_HASHED_BYTES: Final = 1 << 30  # in about a second
+_CUT_UP: Final = "give it as more documents (a .txt is cut at blank lines, a line of jsonl is one)"
 
 
 class TokenRuns:
@@ -65,10 +77,11 @@ class _Corpus:
 
     source: SourceConfig
     tokenizer: str
+    separator: str  # the name that the tokenizer has for it
     train: TokenRuns
     heldout: TokenRuns
-    tokens_by_source: dict[str, int]
-    faults: tuple[str, ...] = ()
+    sources: dict[str, Counts]
+    notes: tuple[str, ...] = ()  # what was left out of the text, in words
 
 
 class Windows:
@@ -77,8 +90,8 @@ class Windows:
     def __init__(self, config: DataConfig, corpus: _Corpus) -> None:
         self.num_windows = config.num_windows
         self.num_heldout_windows = config.num_heldout_windows
-        self.tokens_by_source = dict(corpus.tokens_by_source)  # all tokens of the source, held-out ones included
-        self.faults = corpus.faults  # the first malformed lines that were left out
+        self.sources = dict(corpus.sources)  # by name, what is held out included
+        self.notes = corpus.notes  # what was left out of the text, in words
         self._seed = config.seed
         self._train = corpus.train
         self._heldout = corpus.heldout
@@ -98,36 +111,43 @@ class Windows:
         self._train = self._heldout = TokenRuns((), 1)
 
 
+def say_nothing(line: str) -> None:
+    """Lines that nobody reads."""
+
+
 def describe_data(
     config: DataConfig,
     data_path: Path | None,
     tokenizer_path: Path | None,
     cache_dir: Path,
     progress: Progress = no_progress,
+    say: Say = say_nothing,
     *,
     vocab_size: int | None = None,
 ) -> DataConfig:
     """The config with kind, source, tokenizer and numbers of windows as they are on this machine, for a new manifest.
 
-    With a `data_path` the kind becomes "files". A digest or tokenizer that the config names already must fit. Raises
-    DataError, also when the text is too short, or the vocabulary larger than the model's `vocab_size`.
+    With a `data_path` the kind becomes "files". A digest or tokenizer that the config names already must fit. What the
+    text holds and what is left out is told in lines. Raises DataError, also when the text is too short, or the vocabulary
+    larger than the model's `vocab_size`; nothing of torch is loaded.
     """
     if data_path is None and config.kind == "embedded":
         _refuse_paths(config, None, tokenizer_path)
         raw = build_embedded_blob()
         write_atomically(embedded_path(cache_dir, blob_digest(raw)), raw)
-        corpus = _embedded_corpus(config, raw, vocab_size)
+        corpus = _embedded_corpus(config, raw, vocab_size, say)
     else:
         config = config.model_copy(update={"kind": "files"})
         named = "" if tokenizer_path is not None and config.tokenizer == BYTES else config.tokenizer
-        tokenizer = load_tokenizer(named, tokenizer_path)
-        corpus = _file_corpus(config, data_path, tokenizer, vocab_size, (cache_dir, progress))
+        tokenizer = load_tokenizer(named, tokenizer_path, config.separator)
+        corpus = _file_corpus(config, data_path, tokenizer, vocab_size, (cache_dir, progress, say))
     if not corpus.train.num_windows:
-        raise DataError(f"{corpus.source.name}: too short for one window of {config.sequence_length + 1} tokens")
+        raise _too_little_to_train_on(config, Counts.total(corpus.sources))
     return config.model_copy(
         update={
             "sources": (corpus.source,),
             "tokenizer": corpus.tokenizer,
+            "separator": corpus.separator,
             "num_windows": corpus.train.num_windows,
             "num_heldout_windows": corpus.heldout.num_windows,
         }
@@ -154,11 +174,11 @@ def open_windows(
     if config.kind == "embedded":
         _refuse_paths(config, data_path, tokenizer_path)
         raw = load_embedded_blob(_named_digest(config), cache_dir, fetch_blob)
-        corpus = _embedded_corpus(config, raw, vocab_size)
+        corpus = _embedded_corpus(config, raw, vocab_size, say_nothing)
     else:
         _named_digest(config)
-        tokenizer = load_tokenizer(config.tokenizer, tokenizer_path)
-        corpus = _file_corpus(config, data_path, tokenizer, vocab_size, (cache_dir, progress))
+        tokenizer = load_tokenizer(config.tokenizer, tokenizer_path, config.separator)
+        corpus = _file_corpus(config, data_path, tokenizer, vocab_size, (cache_dir, progress, say_nothing))
     for kind, named, found in (
         ("training", config.num_windows, corpus.train.num_windows),
         ("held-out", config.num_heldout_windows, corpus.heldout.num_windows),
@@ -173,6 +193,31 @@ def open_windows(
             f"the manifest evaluates on {config.eval_windows} held-out windows and names {config.num_heldout_windows}"
         )
     return Windows(config, corpus)
+
+
+def refuse_other_text(
+    config: RunConfig | None, data_path: Path | None, tokenizer_path: Path | None, cache_dir: Path
+) -> None:
+    """Raises DataError if the paths do not lead to the text and tokenizer of that run, as far as a second tells.
+
+    None is a run that is not known yet. `open_windows` looks at the rest.
+    """
+    data = None if config is None else config.data
+    if data is not None and data.kind == "embedded":
+        _refuse_paths(data, data_path, tokenizer_path)
+    if tokenizer_path is not None and config is not None:
+        tokenizer = load_tokenizer(config.data.tokenizer, tokenizer_path, config.data.separator)
+        check_vocabulary(tokenizer, config.model.vocab_size)
+    elif tokenizer_path is not None:
+        refuse_no_tokenizer(tokenizer_path)
+    if data_path is not None:
+        files = find_files(data_path)
+        num_bytes = sum(file.num_bytes for file in files)
+        is_large = num_bytes > _SOON_HASHED_BYTES
+        if data is not None and data.sources and not (is_large and num_bytes == data.sources[0].num_bytes):
+            digest = "" if is_large else source_digest(files, cache_dir, no_progress).hex()
+            found = SourceConfig(name=data.sources[0].name, digest=digest, num_bytes=num_bytes)
+            _refuse_other_source(data, found, str(data_path))
 
 
 def _named_digest(config: DataConfig) -> Digest:
@@ -193,24 +238,24 @@ def _refuse_paths(config: DataConfig, data_path: Path | None, tokenizer_path: Pa
         raise DataError(
             f"the text that comes with Python is read as plain bytes, not with tokenizer {config.tokenizer[:12]!r}"
         )
+    load_tokenizer(BYTES, None, config.separator)
 
 
-def _embedded_corpus(config: DataConfig, raw: bytes, vocab_size: int | None) -> _Corpus:
+def _embedded_corpus(config: DataConfig, raw: bytes, vocab_size: int | None, say: Say) -> _Corpus:
     check_vocabulary(ByteTokenizer(), vocab_size)
     text = parse_embedded_blob(raw)
     name = config.sources[0].name if config.sources else EMBEDDED_NAME
     source = SourceConfig(name=name, digest=blob_digest(raw).hex(), num_bytes=len(raw))
     _refuse_other_source(config, source, "this Python's own library")
     heldout = TokenRuns([np.frombuffer(text.heldout, np.uint8)], config.sequence_length)
+    documents, tokens = (text.train + text.heldout).count(SEPARATOR), len(text.train) + len(text.heldout)
+    sources = {name: Counts(documents, tokens - documents, tokens)}
+    for line in counted(sources):
+        say(line)
     if heldout.num_windows < config.eval_windows:
-        raise _too_little_heldout(config, len(text.heldout), heldout.num_windows)
-    return _Corpus(
-        source=source,
-        tokenizer=BYTES,
-        train=TokenRuns([np.frombuffer(text.train, np.uint8)], config.sequence_length),
-        heldout=heldout,
-        tokens_by_source={name: len(text.train) + len(text.heldout)},
-    )
+        raise _too_little_heldout(config, Counts.total(sources), len(text.heldout), heldout.num_windows)
+    train = TokenRuns([np.frombuffer(text.train, np.uint8)], config.sequence_length)
+    return _Corpus(source, BYTES, "", train, heldout, sources)
 
 
 def _file_corpus(
@@ -218,14 +263,14 @@ def _file_corpus(
     data_path: Path | None,
     tokenizer: Tokenizer,
     vocab_size: int | None,
-    making: tuple[Path, Progress],
+    making: tuple[Path, Progress, Say],
 ) -> _Corpus:
     """Digest first, then tokens, so that a wrong file is refused before hours of work."""
     check_vocabulary(tokenizer, vocab_size)
     if data_path is None:
         name = config.sources[0].name[:64] if config.sources else "text files"
         raise DataError(f"this run is trained on {name}; give your copy of it with --data PATH")
-    cache_dir, progress = making
+    cache_dir, progress, say = making
     files = find_files(data_path)
     num_bytes = sum(file.num_bytes for file in files)
     if not num_bytes:
@@ -235,16 +280,20 @@ def _file_corpus(
     source = SourceConfig(name=name, digest=digest.hex(), num_bytes=num_bytes)
     _refuse_other_source(config, source, str(data_path))
     tokens = tokenized(files, digest, tokenizer, cache_dir, progress)
+    notes = tuple(left_out(tokens, tokenizer, data_path))
+    for line in (*counted(tokens.sources), *notes):
+        say(line)
     train, heldout = _split(tokens, config)
-    return _Corpus(source, tokenizer.digest, train, heldout, tokens.tokens_by_source, tokens.faults)
+    return _Corpus(source, tokenizer.digest, tokenizer.separator_name, train, heldout, tokens.sources, notes)
 
 
 def _refuse_other_source(config: DataConfig, found: SourceConfig, where: str) -> None:
     """Raises DataError if the config names a digest already, and another one."""
     named = config.sources[0].digest if config.sources else ""
     if named and named != found.digest:
+        digest = found.digest[:12] or "another one"
         raise DataError(
-            f"{where}: wrong data: the digest of its {found.num_bytes} bytes is {found.digest[:12]}, the manifest names "
+            f"{where}: wrong data: the digest of its {found.num_bytes} bytes is {digest}, the manifest names "
             f"{named[:12]} with {config.sources[0].num_bytes} bytes for {found.name[:64]!r}; give the same files that "
             "the run was made with"
         )
@@ -256,12 +305,34 @@ def _split(tokens: TokenSet, config: DataConfig) -> tuple[TokenRuns, TokenRuns]:
         heldout = TokenRuns(tokens.heldout_tiers[:count], config.sequence_length)
         if heldout.num_windows >= config.eval_windows:
             return TokenRuns((tokens.train, *tokens.heldout_tiers[count:]), config.sequence_length), heldout
-    raise _too_little_heldout(config, sum(map(len, tokens.heldout_tiers)), heldout.num_windows)
+    total = Counts.total(tokens.sources)
+    raise _too_little_heldout(config, total, sum(map(len, tokens.heldout_tiers)), heldout.num_windows)
 
 
-def _too_little_heldout(config: DataConfig, num_tokens: int, num_windows: int) -> DataError:
-    return DataError(
-        f"too little text: {num_tokens} tokens can be held out, which is {num_windows} windows of "
-        f"{config.sequence_length + 1} tokens, and {config.eval_windows} are to be evaluated on; give more text, or a "
-        "smaller data.sequence_length or data.eval_windows"
+def _too_little_heldout(config: DataConfig, total: Counts, num_tokens: int, num_windows: int) -> DataError:
+    found = (
+        f"{num_tokens} tokens can be held out, which is {num_windows} windows of {config.sequence_length + 1} tokens, and "
+        f"{config.eval_windows} are to be evaluated on"
     )
+    if few := _too_few_documents(config, total):
+        return DataError(f"{few}: {found}; {_CUT_UP}")
+    return DataError(
+        f"too little text: {found}; give more text, or a smaller data.sequence_length or data.eval_windows"
+    )
+
+
+def _too_little_to_train_on(config: DataConfig, total: Counts) -> DataError:
+    if few := _too_few_documents(config, total):
+        return DataError(f"{few}: nothing is left to train on; {_CUT_UP}")
+    return DataError(
+        f"too little text: of {total.tokens} tokens no window of {config.sequence_length + 1} is left to train on; "
+        "give more text, or a smaller data.sequence_length"
+    )
+
+
+def _too_few_documents(config: DataConfig, total: Counts) -> str:
+    """What is wrong if there is text enough, and only its documents are too few to be divided; else ""."""
+    if total.tokens * TIER_PERCENTS[-1] // 100 <= config.eval_windows * config.sequence_length:
+        return ""
+    what = "one document" if total.documents == 1 else f"{total.documents} documents"
+    return f"all text is {what}: held-out documents are whole ones"

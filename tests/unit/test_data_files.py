@@ -17,7 +17,7 @@ from peer.data import files, tokens
 from peer.data.cache import no_progress, writing
 from peer.data.files import TextReader, find_files, source_digest
 from peer.data.tokenizer import ByteTokenizer, FileTokenizer, Tokenizer, load_tokenizer
-from peer.data.tokens import TokenSet, token_dtype, tokenized
+from peer.data.tokens import Counts, TokenSet, token_dtype, tokenized
 from swarm.errors import DataError, StateError
 
 NAMES = ("Books", "Code", "Web")
@@ -69,7 +69,7 @@ def test_zst_and_plain_give_the_same_arrays(tmp_path: Path, tokenizer_path: Path
         plain = _tokenize(tmp_path / "a.jsonl", tmp_path / "cache", tokenizer)
         packed = _tokenize(tmp_path / "b.jsonl.zst", tmp_path / "cache", tokenizer)
         assert _arrays(plain) == _arrays(packed)
-        assert plain.num_documents == 300 and plain.num_malformed == 0
+        assert plain.num_items == 300 and plain.num_malformed == 0
 
 
 def test_arrays_hold_every_document_once_with_separators(tmp_path: Path) -> None:
@@ -86,7 +86,7 @@ def test_arrays_hold_every_document_once_with_separators(tmp_path: Path) -> None
             for document in documents
             if document["meta"] == {"pile_set_name": name}
         )
-        assert made.tokens_by_source[name] == expected
+        assert made.sources[name].tokens == expected
 
 
 def test_a_tokenizer_file_is_followed_and_documents_cannot_fake_an_end(tmp_path: Path, tokenizer_path: Path) -> None:
@@ -123,7 +123,7 @@ def test_interrupted_anywhere_the_arrays_come_out_the_same(
         (folder / f"{part}{suffix}").write_bytes(packed)
     monkeypatch.setattr(tokens, "_BATCH_LETTERS", 700)
     monkeypatch.setattr(tokens, "_JOURNAL_LETTERS", 1500)
-    monkeypatch.setattr(files, "TXT_DOCUMENT_BYTES", 200)
+    monkeypatch.setattr(files, "TXT_DOCUMENT_LETTERS", 200)
     tokenizer = FileTokenizer(tokenizer_path)
     whole = _tokenize(folder, tmp_path / "whole", tokenizer)
     kills, cache = 0, tmp_path / "killed"
@@ -148,8 +148,8 @@ def test_interrupted_anywhere_the_arrays_come_out_the_same(
             assert not list(cache.glob("tokens-*/tokens.json"))
     assert kills > 3
     assert _arrays(killed) == _arrays(whole)
-    assert killed.tokens_by_source == whole.tokens_by_source
-    assert (killed.num_documents, killed.faults) == (whole.num_documents, whole.faults)
+    assert killed.sources == whole.sources
+    assert (killed.num_items, killed.faults) == (whole.num_items, whole.faults)
     assert killed.num_malformed == (0 if suffix == ".txt" else 2)
 
 
@@ -185,7 +185,7 @@ def test_a_killed_process_leaves_what_the_next_one_completes(tmp_path: Path, mon
         assert process.stdout is not None and process.stdout.readline() == "half-way\n"
         process.kill()
     (journal,) = cache.glob("tokens-*/journal.json")
-    assert 0 < json.loads(journal.read_text())["num_documents"] < 300
+    assert 0 < json.loads(journal.read_text())["num_items"] < 300
     resumed_at = []
     opened = TextReader.__init__
     monkeypatch.setattr(
@@ -221,8 +221,8 @@ def test_a_damaged_cache_is_made_anew(tmp_path: Path, damage: str) -> None:
     elif damage == "gone":
         (folder / "train.tokens").unlink()
     else:
-        (folder / "tokens.json").write_text('{"layout": 1, "lengths": [')
-        (folder / "journal.json").write_text('{"layout": 1, "lengths": [9999999, 0, 0, 0, 0, 0]}')
+        (folder / "tokens.json").write_text('{"layout": 2, "lengths": [')
+        (folder / "journal.json").write_text('{"layout": 2, "lengths": [9999999, 0, 0, 0, 0, 0]}')
     assert _arrays(_tokenize(path, tmp_path / "cache", ByteTokenizer())) == first
 
 
@@ -240,10 +240,10 @@ def test_malformed_lines_are_counted_named_and_not_fatal(tmp_path: Path, monkeyp
     good = [b'{"text": "one"}', b"", b'{"text": "two", "meta": 3}', b'{"text": ""}']
     (tmp_path / "mixed.jsonl").write_bytes(b"\n".join([*bad, *good]))
     made = _tokenize(tmp_path / "mixed.jsonl", tmp_path / "cache", ByteTokenizer())
-    assert (made.num_malformed, made.num_documents) == (len(bad), 2)
+    assert (made.num_malformed, made.sources["mixed"].documents) == (len(bad), 2)
     assert [fault.split(":")[0] for fault in made.faults] == [f"mixed.jsonl line {line}" for line in range(1, 8)]
     assert "longer than 1000 bytes" in made.faults[4]
-    assert made.tokens_by_source == {"mixed": 8}
+    assert made.sources == {"mixed": Counts(documents=2, num_bytes=6, tokens=8)}
     (tmp_path / "bad.jsonl").write_bytes(b"\n".join(bad))
     with pytest.raises(DataError, match=r"7 malformed lines, the first: bad\.jsonl line 1"):
         _tokenize(tmp_path / "bad.jsonl", tmp_path / "cache", ByteTokenizer())
@@ -273,7 +273,7 @@ def test_memory_stays_bounded_however_large_file_and_line(tmp_path: Path, monkey
         _, peak = tracemalloc.get_traced_memory()
     finally:
         tracemalloc.stop()
-    assert (made.num_documents, made.num_malformed) == (1000, 1)
+    assert (made.num_items, made.num_malformed) == (1001, 1)
     assert len(made.train) > 5 << 20
     # 4 MiB to hash in, then blocks, batches and their copies of 64 KiB each; the text has 17 MiB
     assert peak < 6 << 20
@@ -288,7 +288,7 @@ def test_txt_is_cut_into_documents_that_join_to_the_whole(tmp_path: Path, text: 
     with TextReader(file) as reader:
         items = list(reader.items())
     assert "".join(item.text for item in items) == text
-    assert all(len(item.text.encode()) <= 64 << 10 for item in items)
+    assert all(len(item.text) <= 64 << 10 for item in items)
     assert [item.line for item in items] == list(range(1, len(items) + 1))
     for item in items[:3]:  # and reading goes on behind any of them
         with TextReader(file, item.offset, item.line) as reader:
@@ -366,6 +366,6 @@ def test_many_sources_are_counted_together_beyond_the_limit(tmp_path: Path, monk
     lines = [{"text": "abc", "meta": {"pile_set_name": f"source {number}" + "x" * 100}} for number in range(5)]
     (tmp_path / "a.jsonl").write_bytes(_lines(lines))
     made = _tokenize(tmp_path / "a.jsonl", tmp_path / "cache", ByteTokenizer())
-    assert sorted(made.tokens_by_source.values()) == [4, 4, 12]
-    assert max(map(len, made.tokens_by_source)) == 64
+    assert sorted(one.tokens for one in made.sources.values()) == [4, 4, 12]
+    assert max(map(len, made.sources)) == 64
     assert np.array_equal(np.unique(made.train), [0, 97, 98, 99]) or not len(made.train)

@@ -7,11 +7,11 @@ from pathlib import Path
 import pytest
 
 from peer.address_book import AddressBook
-from peer.entrance import enter, read_config
+from peer.entrance import enter, read_config, refuse_wrong_text
 from peer.home import DATA_ENV, Home, HomeInUse, open_home
 from peer.options import PeerOptions
 from peer.screen import Screen
-from swarm.errors import ConfigError, StateError
+from swarm.errors import ConfigError, DataError, StateError
 from swarm.invite import Invite
 from swarm.manifest import Manifest, sign_manifest
 from swarm.presets import preset_config
@@ -106,6 +106,24 @@ def test_a_damaged_manifest_in_a_home_is_refused_and_the_home_free_again(tmp_pat
     with pytest.raises(StateError, match=r"run\.manifest"):
         enter(PeerOptions(home=home), screen)
     open_home(home).release()
+
+
+def test_a_text_is_compared_with_the_run_that_is_known(tmp_path: Path, screen: Screen, config_path: Path) -> None:
+    """The run there is trained on the text that comes with Python."""
+    text = tmp_path / "own.txt"
+    text.write_text("my own text")
+    entered = enter(PeerOptions(config=config_path, home=tmp_path / "home"), screen)
+    entered.home.remember_as_last()
+    entered.home.release()
+    invite = Invite(entered.run, (ADDRESS,)).encode()
+    for known in (PeerOptions(data=text, home=tmp_path / "home"), PeerOptions(data=text, config=config_path)):
+        with pytest.raises(DataError, match="leave out --data"):
+            refuse_wrong_text(known, screen)
+    with pytest.raises(DataError, match="leave out --data"):
+        refuse_wrong_text(PeerOptions(data=text), screen)  # the last run is resumed
+    refuse_wrong_text(PeerOptions(data=text, join=invite, home=tmp_path / "other"), screen)
+    with pytest.raises(DataError, match=r"not a tokenizer\.json"):
+        refuse_wrong_text(PeerOptions(tokenizer=text, join=invite), screen)
 
 
 @pytest.mark.parametrize("content", [None, b"", b"\x93\x01", b"unknown_key = 1\n", b"[model\n", b"\xff\xfe"])

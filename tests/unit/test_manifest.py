@@ -237,6 +237,7 @@ def test_keys_override_the_preset(tmp_path: Path) -> None:
         ("[model]\nvocab_size = 255", "the tokenizer `bytes` needs at least 256"),
         ("[data]\nsequence_length = 4096", "data.sequence_length = 4096: at most model.max_positions = 2048"),
         ("[data]\ntokenizer = 'gpt2'", "64 hex digits"),
+        (f"[data]\nseparator = '{'x' * 257}'", "data.separator: 257 letters; the name of a token has at most 256"),
         ("[data]\nnum_heldout_windows = 3", "data.eval_windows = 16: at most data.num_heldout_windows = 3"),
         ("[data]\nnum_windows = 99999999999999999999", "at most 9223372036854775807"),
         ("[inner]\nlearning_rate = inf", "inner.learning_rate = inf: a finite number is due"),

@@ -14,6 +14,7 @@ import zstandard
 from peer.data import windows
 from peer.data.background import BackgroundWindows
 from peer.data.embedded import build_embedded_blob, embedded_path, parse_embedded_blob
+from peer.data.tokens import Counts
 from peer.data.windows import TokenRuns, describe_data, open_windows
 from swarm.config import DataConfig, SourceConfig
 from swarm.digest import Digest, blob_digest
@@ -60,7 +61,7 @@ def test_embedded_windows_are_the_text_in_the_shared_order(tmp_path: Path) -> No
         start = 16 * permute(place, config.num_windows, 3 + done_passes)
         assert bytes(found.train([slot])[0].astype(np.uint8)) == text.train[start : start + 17]
     assert bytes(found.heldout([2])[0].astype(np.uint8)) == text.heldout[32:49]
-    assert sum(found.tokens_by_source.values()) == len(text.train) + len(text.heldout)
+    assert Counts.total(found.sources).tokens == len(text.train) + len(text.heldout)
     with pytest.raises(IndexError):
         found.heldout([config.num_heldout_windows])
     found.close()
