@@ -1,7 +1,7 @@
 """A peer's home: the folder with its identity, the run's manifest, state, blobs, checkpoints and address book.
 
 DATA/runs/<run>/<name>/     default homes, one per run and peer; DATA/last names the one used last
-identity.key  run.manifest  listen  state/  blobs/  checkpoints/  peers.book  lock
+identity.key  run.manifest  listen  incarnation  state/  blobs/  checkpoints/  peers.book  lock
 damaged-1/ ...              state and blobs that could not be taken up again, for people to look at
 DATA/cache/                 text and tokens, shared by all runs
 """
@@ -11,6 +11,7 @@ from __future__ import annotations
 import contextlib
 import fcntl
 import os
+import time
 from dataclasses import dataclass, field
 from pathlib import Path
 from typing import IO, Final
@@ -28,6 +29,7 @@ DATA_ENV: Final = "BARNRAISE_DATA"  # another place for everything that is kept;
 MAX_DEFAULT_HOMES: Final = 64  # peers of one run and user on one machine
 _MANIFEST: Final = "run.manifest"
 _LISTEN: Final = "listen"
+_INCARNATION: Final = "incarnation"
 _PARTIAL: Final = ".part"
 _DAMAGED: Final = "damaged-"
 
@@ -139,6 +141,17 @@ class Home:
         make_folder(data_folder())
         path = data_folder() / "last"  # of all homes: others may write it at this very moment
         write_whole(path, str(self.path.resolve()).encode(), path.with_name(f"last.{os.getpid()}{_PARTIAL}"))
+
+    def next_incarnation(self, last: int) -> int:
+        """The number of this life of the peer's, kept before it is used: one more than in the life before, of which the
+        saved state says `last`. Only a first life takes it from the clock, so that one whose files were lost counts on from
+        there. Raises StateError."""
+        path, known = self.path / _INCARNATION, last
+        with contextlib.suppress(OSError, ValueError):
+            known = max(known, int(path.read_text()))
+        number = known + 1 if known else int(time.time())
+        _write(path, str(number).encode())
+        return number
 
     def release(self) -> None:
         if self._lock is not None:

@@ -22,7 +22,7 @@ from torch import Tensor, nn
 from torch.nn import functional
 
 from peer.inner import InnerOptimizer
-from swarm.errors import ConfigError, LocalError
+from swarm.errors import ConfigError, LocalError, StateError
 
 MAX_NON_FINITE_STEPS: Final = 8  # in a row; one bad batch is a hiccup, eight are a run that has diverged
 
@@ -33,8 +33,8 @@ _CPU_MEMORY_SHARE: Final = 0.5
 _Result = TypeVar("_Result")
 
 
-class TrainingDiverged(LocalError):
-    """Too many steps in a row had a loss or gradient that is not a number."""
+class TrainingDiverged(StateError):
+    """Too many steps in a row had a loss or gradient that is not a number: this peer's own weights have run away."""
 
 
 @dataclass(frozen=True, kw_only=True, slots=True)
@@ -227,8 +227,9 @@ class InnerTrainer:
         if self._skipped_in_a_row >= MAX_NON_FINITE_STEPS:
             raise TrainingDiverged(
                 f"{self._skipped_in_a_row} inner steps in a row without finite numbers (last loss {loss}, gradient norm "
-                f"{grad_norm}; at most {MAX_NON_FINITE_STEPS - 1} are passed over): fetch the swarm's state anew; if that "
-                "does not help, the run needs a lower learning rate or a longer warm-up"
+                f"{grad_norm}; at most {MAX_NON_FINITE_STEPS - 1} are passed over): this peer's own progress has run away. "
+                "Join again with an empty --home, from the swarm's state; if that does not help, the run needs a lower "
+                "learning rate or a longer warm-up"
             )
 
 

@@ -38,7 +38,7 @@ from peer.handoff import (
 )
 from peer.learning_rate import learning_rate, swarm_tokens_now
 from peer.moments import fit_moments
-from peer.replica import Replica, Work
+from peer.replica import Replica
 from peer.step import InnerTrainer
 from swarm.allreduce import ledger
 from swarm.allreduce.layout import flatten, unflatten_into
@@ -154,7 +154,9 @@ class Trainer:
             case PrepareMerge(record):
                 self._prepare_merge(record)
             case AdoptState(record, keep):
-                self._move(lambda theta_N: self._replica.adopt(record, theta_N, keep_progress=keep), True)
+                self._move(
+                    lambda theta_N: self._replica.adopt(record, theta_N, keep_progress=keep), True, gives_up=not keep
+                )
             case Stop():
                 raise LocalError("a stop is handled by `turn`")
 
@@ -263,10 +265,10 @@ class Trainer:
         self._handoff.report(CutDone(contribution, sealed))
         self._report()
 
-    def _move(self, move: Callable[[Tensor], ledger.Moved], caught_up: bool) -> None:
-        """HEAD, whatever the reason: on disk before the network hears of it."""
+    def _move(self, move: Callable[[Tensor], ledger.Moved], caught_up: bool, *, gives_up: bool = False) -> None:
+        """HEAD, whatever the reason: on disk before the network hears of it. `gives_up`: our own work goes with it."""
         started = time.monotonic()
-        work = replace(self._replica.work)
+        dropped = self._replica.unlisted_tokens if gives_up else 0
         try:
             moved = move(self._theta())
         except (RemoteError, StateError) as error:
@@ -283,7 +285,6 @@ class Trainer:
         if self._clocks.cut_at_s:
             self._clocks.spend("exchange_s", max(0.0, started - self._clocks.cut_at_s))
         self._clocks.spend("apply_s", time.monotonic() - started)
-        dropped = work.tokens if self._replica.work == Work(0, 0, self._replica.work.since_version) else 0
         self._handoff.report(
             Moved(
                 record=self._replica.present.record,

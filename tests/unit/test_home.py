@@ -6,6 +6,7 @@ import os
 import stat
 import subprocess
 import sys
+import time
 from pathlib import Path
 
 import pytest
@@ -13,6 +14,7 @@ import pytest
 from peer.home import (
     DATA_ENV,
     MAX_DEFAULT_HOMES,
+    Home,
     HomeInUse,
     last_home,
     open_default_home,
@@ -42,6 +44,19 @@ def manifest() -> Manifest:
     config: RunConfig = preset_config("tiny")
     source = config.data.model_copy(update={"num_windows": 1000, "num_heldout_windows": 100})
     return sign_manifest(config.model_copy(update={"data": source, "genesis_digest": "ab" * 32}), [AUTHOR])
+
+
+def test_each_life_has_the_next_number_whatever_the_clock_says(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
+    """It followed the clock: one that was ahead for a day made a peer count from there."""
+    monkeypatch.setattr(time, "time", lambda: 1000.9)
+    home = Home(tmp_path)
+    assert [home.next_incarnation(0) for _ in range(3)] == [1000, 1001, 1002]
+    monkeypatch.setattr(time, "time", lambda: 9e9)
+    assert home.next_incarnation(1002) == 1003, "before the state of the last life was saved"
+    (tmp_path / "incarnation").unlink()
+    assert home.next_incarnation(1003) == 1004, "of a home of an older release"
+    (tmp_path / "incarnation").write_text("torn")
+    assert home.next_incarnation(0) == 9_000_000_000, "nothing is known any more"
 
 
 def test_a_home_in_use_names_its_process_and_is_free_again_afterwards(tmp_path: Path) -> None:
