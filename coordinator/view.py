@@ -19,6 +19,7 @@ from swarm.digest import Digest
 from swarm.events import (
     CaughtUp,
     CheckpointKept,
+    CheckpointSkipped,
     CutMade,
     DaemonRestarted,
     Evaluated,
@@ -341,6 +342,8 @@ def _news(view: SwarmView, source: PeerId, event: Event) -> str | None:
             )
         case CheckpointKept():
             return f"checkpoint of version {event.version} kept"
+        case CheckpointSkipped():
+            return f"{subject} kept no checkpoint of version {event.version}: {reason}"
         case StateDiffered():
             return f"{subject} had another state at version {event.version} ({event.own}, others {event.others})"
         case PeerMisbehaved():

@@ -115,6 +115,9 @@ def peer(
     max_upload_mbit: Annotated[
         float, typer.Option("--max-upload-mbit", metavar="MBIT", min=0, help="What your line can send, Mbit/s.")
     ] = 0.0,
+    max_disk_gb: Annotated[
+        float, typer.Option("--max-disk-gb", metavar="GB", min=0, help="Of its home: past it, no checkpoints are kept.")
+    ] = 0.0,
     prefer_torch: Annotated[
         bool | None,
         typer.Option(
@@ -142,6 +145,7 @@ def peer(
         rounds=rounds,
         json_events=json_events,
         quiet=quiet,
+        max_disk_gb=max_disk_gb,
         max_upload_mbit=max_upload_mbit,
         prefer_torch=prefer_torch,
     )

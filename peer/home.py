@@ -1,7 +1,7 @@
 """A peer's home: the folder with its identity, the run's manifest, state, blobs, checkpoints and address book.
 
 DATA/runs/<run>/<name>/     default homes, one per run and peer; DATA/last names the one used last
-identity.key  run.manifest  listen  incarnation  state/  blobs/  checkpoints/  peers.book  lock
+identity.key  run.manifest  listen  options.json  incarnation  state/  blobs/  checkpoints/  peers.book  lock
 damaged-1/ ...              state and blobs that could not be taken up again, for people to look at
 DATA/cache/                 text and tokens, shared by all runs
 """
@@ -29,6 +29,7 @@ DATA_ENV: Final = "BARNRAISE_DATA"  # another place for everything that is kept;
 MAX_DEFAULT_HOMES: Final = 64  # peers of one run and user on one machine
 _MANIFEST: Final = "run.manifest"
 _LISTEN: Final = "listen"
+OPTIONS: Final = "options.json"
 _INCARNATION: Final = "incarnation"
 _PARTIAL: Final = ".part"
 _DAMAGED: Final = "damaged-"
@@ -141,6 +142,15 @@ class Home:
         make_folder(data_folder())
         path = data_folder() / "last"  # of all homes: others may write it at this very moment
         write_whole(path, str(self.path.resolve()).encode(), path.with_name(f"last.{os.getpid()}{_PARTIAL}"))
+
+    def options(self) -> str:
+        """What `keep_options` kept; "" for nothing."""
+        path = self.path / OPTIONS
+        with disk_errors(path):
+            return path.read_text(errors="replace") if path.exists() else ""
+
+    def keep_options(self, text: str) -> None:
+        _write(self.path / OPTIONS, text.encode())
 
     def next_incarnation(self, last: int) -> int:
         """The number of this life of the peer's, kept before it is used: one more than in the life before, of which the

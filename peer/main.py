@@ -18,6 +18,7 @@ from peer.home import Home, open_default_home, open_home, safe_name
 from peer.invitation import invitation
 from peer.options import PeerOptions
 from peer.printing import QueuedLogs
+from peer.remembered import recall
 from peer.run_file import read_run_file
 from peer.screen import Screen, error_line
 from peer.stopping import Stopping
@@ -116,6 +117,7 @@ def make_run(
             port = port or _free_port()
             host = "127.0.0.1" if local else "0.0.0.0"
             first.keep_listen((f"/ip4/{host}/tcp/{port}",))
+            recall(first, PeerOptions(data=data, tokenizer=tokenizer, local=local))
             invite, note = invitation(manifest.run_id, first.keypair().peer_id, Known(own=_listening(first)))
             out.write_bytes(manifest.to_bytes())
         finally:

@@ -231,6 +231,8 @@ class Node:
                 if _loss(loss) is not None:
                     self._happened(events.Evaluated(version, loss))
                     self._learn_loss(version, loss)
+            case work.CheckpointSkipped(version, reason):
+                self._happened(events.CheckpointSkipped(self._participant.me.peer, version, line(reason)))
             case work.StepDropped(reason):
                 self._happened(events.StepNotApplied(self._participant.me.peer, line(reason)))
             case work.TrainerEnded():

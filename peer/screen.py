@@ -158,6 +158,8 @@ def describe(event: Event) -> str:
             return f"{peer} left: {reason}"
         case events.DaemonRestarted():
             return f"network daemon restarted: {event.reason}"
+        case events.CheckpointSkipped(_, version, reason):
+            return f"version {version:>5}  not kept as a checkpoint: {reason}"
         case events.StepNotApplied(_, reason):
             return f"an inner step was dropped: {reason}"
         case events.WorkDropped(_, tokens, reason):

@@ -30,7 +30,6 @@ from swarm.messages import (
     MAX_EVENTS_PAGE,
     MAX_LOG_COMMITS,
     MAX_PEERS_PAGE,
-    MAX_SEALED_BYTES,
     BlobInfo,
     Chunk,
     Commit,
@@ -161,8 +160,6 @@ class Server:
             page_bytes = FORWARDED_PAGE_BYTES
         if author != remote and not isinstance(message, PeerStatus | Contribution | Commit | MergeOffer):
             raise BadSignature(f"{remote} passed on a {type(message).__name__} of {author}")
-        if isinstance(message, PeerStatus | Contribution) and len(payload) > MAX_SEALED_BYTES:
-            raise MalformedBytes(f"a {type(message).__name__} of {len(payload)} bytes exceeds {MAX_SEALED_BYTES}")
         if isinstance(message, _ONE_WAY):
             self._one_way(author if isinstance(message, Commit) else remote, message, payload)
             return b""
@@ -232,7 +229,7 @@ class Server:
         return root in self._store.pinned(ROUND_PINS) and root not in self._old[1]
 
     def _peers(self, offset: int, page_bytes: int) -> Peers:
-        known = [one for one in self._statuses() if len(one.sealed) <= MAX_SEALED_BYTES]
+        known = list(self._statuses())
         page: list[KnownStatus] = []
         size = 0
         for one in known[offset : offset + MAX_PEERS_PAGE]:

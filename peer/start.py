@@ -28,6 +28,7 @@ from peer.data.embedded import embedded_path
 from peer.data.windows import Windows, open_windows
 from peer.device import choose_device, describe_device
 from peer.dial_probe import answers
+from peer.disk import room_left
 from peer.entrance import Entrance, enter
 from peer.fetch import Asker, Fetcher
 from peer.first_words import fetch_from_known, fetch_manifest, fetch_state
@@ -45,6 +46,7 @@ from peer.node_parts import NodeParts
 from peer.options import PeerOptions
 from peer.pacing import Pacer
 from peer.reach import Reach
+from peer.remembered import recall
 from peer.replica import Replica
 from peer.routes import Routes
 from peer.saved import Generations
@@ -96,6 +98,9 @@ class Peer:
         entrance = enter(self._options, self._screen)
         try:
             keypair = entrance.home.keypair()
+            self._options, recalled = recall(entrance.home, self._options)
+            if recalled:
+                self._screen.say(f"as before: {recalled}")
             with self._network(entrance, keypair) as (thread, network):
                 return self._train(entrance, keypair, thread, network, (device, device_reason))
         finally:
@@ -195,6 +200,8 @@ class Peer:
             checkpoints = Checkpoints(
                 entrance.home.checkpoints, entrance.run, config, layout, _tokenizer_json(config, self._options)
             )
+            checkpoints.keeps_first = entrance.is_new
+            checkpoints.room = lambda: room_left(entrance.home.path, self._options.max_disk_gb)
             trainer = Trainer(
                 config,
                 replica,

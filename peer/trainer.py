@@ -22,6 +22,7 @@ from peer.handoff import (
     AdoptState,
     ApplyCommits,
     BranchEncoded,
+    CheckpointSkipped,
     CutNow,
     Evaluation,
     Handoff,
@@ -31,6 +32,7 @@ from peer.handoff import (
     Order,
     PrepareMerge,
     Progress,
+    Report,
     SetView,
     StepDropped,
     Stop,
@@ -318,9 +320,14 @@ class Trainer:
         self._progress = replace(self._progress, heldout_loss=loss, heldout_version=chain.version)
         self._handoff.report(Evaluation(chain.version, loss))
         if keeps:
-            kept = self._checkpoints.keep(self._replica.present, loss)
-            if kept is not None:
-                self._handoff.report(kept)
+            self._handoff.report(self._kept(loss))
+
+    def _kept(self, loss: float) -> Report:
+        """The checkpoint of this version. It is for others: where the disk has no room for it, training goes on without."""
+        try:
+            return self._checkpoints.keep(self._replica.present, loss)
+        except StateError as error:
+            return CheckpointSkipped(self._replica.present.state.chain.version, str(error))
 
     def _evaluates(self, version: int) -> bool:
         """The members take turns: one evaluates each version."""

@@ -24,6 +24,7 @@ PEER_OPTIONS = {
     "--json-events",
     "--listen",
     "--local",
+    "--max-disk-gb",
     "--max-upload-mbit",
     "--name",
     "--new",
