@@ -41,6 +41,7 @@ from swarm.events import (
 )
 from swarm.identity import PeerId
 from swarm.messages import Activity, PeerStatus
+from swarm.words import counted
 
 LIVE_S: Final = 4.0  # a peer that we ask every second and that was silent for so long counts as gone: right within 5 s
 LIVE_HEARSAY_S: Final = 15.0  # one that we only hear of through others
@@ -331,9 +332,9 @@ def _news(view: SwarmView, source: PeerId, event: Event) -> str | None:
         case Undone():
             return f"{subject} undid {event.depth} of its commits at version {event.version}: {reason}"
         case Merged():
-            return f"a branch of {event.tokens_left} tokens was merged at version {event.version}"
+            return f"a branch of {counted(event.tokens_left, 'token')} was merged at version {event.version}"
         case HeadsBarred():
-            return f"{len(event.heads)} heads that lost their blobs were barred at version {event.version}"
+            return f"barred: {counted(len(event.heads), 'head')} that lost their blobs, at version {event.version}"
         case ViewChanged():
             return f"view {event.view}, led by {_name(view, event.leader)}: {reason}"
         case LossJumped():
@@ -353,5 +354,5 @@ def _news(view: SwarmView, source: PeerId, event: Event) -> str | None:
         case StepNotApplied():
             return f"{subject} dropped a step: {reason}"
         case WorkDropped():
-            return f"{subject} lost {event.tokens} tokens of work: {reason}"
+            return f"{subject} lost {counted(event.tokens, 'token')} of work: {reason}"
     assert_never(event)

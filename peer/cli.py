@@ -61,6 +61,15 @@ _VersionOption = Annotated[
 ]
 
 
+_MomentsOption = Annotated[
+    bool | None,
+    typer.Option(
+        "--prefer-torch/--prefer-8bit",
+        help="fp32 or 8-bit optimizer moments where the run says 8 bits. Default: fp32 on a CPU with memory to spare.",
+    ),
+]
+
+
 @app.callback()
 def _about(is_version: _VersionOption = False) -> None:
     """Decentralized volunteer training: one consumer GPU each, one language model together."""
@@ -118,13 +127,7 @@ def peer(
     max_disk_gb: Annotated[
         float, typer.Option("--max-disk-gb", metavar="GB", min=0, help="Of its home: past it, no checkpoints are kept.")
     ] = 0.0,
-    prefer_torch: Annotated[
-        bool | None,
-        typer.Option(
-            "--prefer-torch/--prefer-8bit",
-            help="fp32 or 8-bit optimizer moments where the run says 8 bits. Default: fp32 on a CPU with memory to spare.",
-        ),
-    ] = None,
+    prefer_torch: _MomentsOption = None,
     is_version: _VersionOption = False,
 ) -> None:
     from peer.main import run_peer

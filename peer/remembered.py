@@ -36,7 +36,7 @@ def recall(home: Home, given: PeerOptions) -> tuple[PeerOptions, str]:
 def _known(home: Home) -> dict[str, Any]:
     try:
         found: dict[str, Any] = dict(json.loads(home.options() or "{}").items())
-        values = {name: _from_json(name, found[name]) for name in _REMEMBERED if name in found}
+        values: dict[str, Any] = {name: _from_json(name, found[name]) for name in _REMEMBERED if name in found}
     except (ValueError, TypeError, AttributeError):
         raise StateError(f"{home.path / OPTIONS} cannot be read; remove it and give the options again") from None
     return values
@@ -54,7 +54,7 @@ def _from_json(name: str, value: Any) -> Any:
         return tuple(map(str, value))
     if name == "device":
         return str(value)
-    wanted = type(kinds[name])
+    wanted: type[Any] = type(kinds[name])
     if not isinstance(value, int | float) or isinstance(value, bool) != (wanted is bool):
         raise TypeError(name)
     return wanted(value)

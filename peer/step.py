@@ -23,6 +23,7 @@ from torch.nn import functional
 
 from peer.inner import InnerOptimizer
 from swarm.errors import ConfigError, LocalError, StateError
+from swarm.words import counted
 
 MAX_NON_FINITE_STEPS: Final = 8  # in a row; one bad batch is a hiccup, eight are a run that has diverged
 
@@ -260,9 +261,12 @@ def micro_batch_by_trial(trainer: InnerTrainer, sequence_length: int, vocab_size
         if not trainer.fits(_made_up_windows(trial, sequence_length, vocab_size)):
             if fitting == 0:
                 raise ConfigError(_too_big(trainer.model, trainer.device))
-            return fitting, f"{fitting} windows at once: {trial} did not fit into the memory of {trainer.device}"
+            return (
+                fitting,
+                f"{counted(fitting, 'window')} at once: {trial} did not fit into the memory of {trainer.device}",
+            )
         fitting, trial = trial, min(2 * trial, limit)
-    return fitting, f"{fitting} windows at once: the whole batch fits"
+    return fitting, f"{counted(fitting, 'window')} at once: the whole batch fits"
 
 
 def _micro_batch_by_estimate(
