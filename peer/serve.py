@@ -60,6 +60,7 @@ from swarm.messages import (
     RoundOpened,
     StateRecord,
 )
+from swarm.round.commits import roots_of
 from swarm.schema import line, to_value
 from swarm.wire import MAX_FRAME_BYTES
 
@@ -146,6 +147,11 @@ class Server:
     def connect(self, one_way: OneWay, statuses: Statuses) -> None:
         """From now on one-way messages go to `one_way`, and GetPeers is answered from `statuses` (our own first)."""
         self._one_way, self._statuses = one_way, statuses
+
+    def note_round(self, commit: Commit, num_holders: int) -> None:
+        """A round has ended with that commit; a newcomer may fetch its blobs from so many."""
+        if self._pacer is not None:
+            self._pacer.note_round(self._store.size(roots_of(commit.commit)) / max(1, num_holders))
 
     async def handle(self, remote: PeerId, payload: bytes) -> bytes:
         """The answer to one request; raises RemoteError for bytes that cost the sender its stream."""
