@@ -122,7 +122,7 @@ def peer(
     ] = None,
     quiet: Annotated[bool, typer.Option("--quiet", help="Print errors only.")] = False,
     max_upload_mbit: Annotated[
-        float, typer.Option("--max-upload-mbit", metavar="MBIT", min=0, help="What your line can send, Mbit/s.")
+        float, typer.Option("--max-upload-mbit", metavar="MBIT", min=0, help="What your line can send. Newcomers get a share; rounds take what they need.")
     ] = 0.0,
     max_disk_gb: Annotated[
         float, typer.Option("--max-disk-gb", metavar="GB", min=0, help="Of its home: past it, no checkpoints are kept.")
