@@ -49,6 +49,7 @@ MAX_PEERS: Final = 4096  # those not seen for longest are forgotten
 MAX_ROUNDS: Final = 128
 MAX_NOTES: Final = 64
 MAX_POINTS: Final = 600
+MAX_TELLERS: Final = 256  # of one thing; what so many say is not said better by more
 SAME_NOTE_S: Final = 60.0  # the same news from several peers within this time is one line
 NEWEST: Final = 16
 _Key = TypeVar("_Key", int, Digest)
@@ -222,9 +223,10 @@ def _told(
     values: Mapping[int, Mapping[PeerId, float]], version: int, teller: PeerId, value: float
 ) -> Mapping[int, Mapping[PeerId, float]]:
     """`values` with what one peer tells of a version."""
-    if values.get(version, {}).get(teller) == value:
+    told = values.get(version, {})
+    if told.get(teller) == value or (len(told) >= MAX_TELLERS and teller not in told):
         return values
-    found = {**values, version: {**values.get(version, {}), teller: value}}
+    found = {**values, version: {**told, teller: value}}
     if len(found) > MAX_POINTS:
         del found[_least_told(found)]
     return found
@@ -272,7 +274,7 @@ def _with_note(view: SwarmView, at_s: float, text: str, teller: PeerId | None) -
     text = text.rstrip(": ")
     for index, note in enumerate(view.notes):
         if note.text == text and abs(note.at_s - at_s) <= SAME_NOTE_S:
-            merged = replace(note, tellers=note.tellers | tellers)
+            merged = replace(note, tellers=note.tellers if len(note.tellers) >= MAX_TELLERS else note.tellers | tellers)
             return replace(view, notes=(*view.notes[:index], merged, *view.notes[index + 1 :]))
     notes = sorted((*view.notes, Note(at_s, text, tellers)), key=lambda note: note.at_s)
     return replace(view, notes=tuple(notes[-MAX_NOTES:]))
@@ -307,7 +309,7 @@ def _fold_round(view: SwarmView, item: Happened, event: RoundCommitted) -> Swarm
         rounds[event.head] = RoundSeen(cleaned, item.at_s, {item.source: event.state_digest})
         if len(rounds) > MAX_ROUNDS:
             del rounds[_least_told({head: one.digests for head, one in rounds.items()})]
-    else:
+    elif len(known.digests) < MAX_TELLERS or item.source in known.digests:
         rounds[event.head] = replace(known, digests={**known.digests, item.source: event.state_digest})
     return replace(view, rounds=rounds)
 

@@ -61,6 +61,15 @@ _VersionOption = Annotated[
 ]
 
 
+_UploadOption = Annotated[
+    float,
+    typer.Option(
+        metavar="MBIT", min=0, help="What your line can send: newcomers get a share of it, rounds take what they need."
+    ),
+]
+_DiskOption = Annotated[
+    float, typer.Option(metavar="GB", min=0, help="Room for its home: past it, no more checkpoints are kept.")
+]
 _MomentsOption = Annotated[
     bool | None,
     typer.Option(
@@ -121,12 +130,8 @@ def peer(
         Path | None, typer.Option("--json-events", metavar="FILE", help="Append every event as a line of JSON.")
     ] = None,
     quiet: Annotated[bool, typer.Option("--quiet", help="Print errors only.")] = False,
-    max_upload_mbit: Annotated[
-        float, typer.Option("--max-upload-mbit", metavar="MBIT", min=0, help="What your line can send. Newcomers get a share; rounds take what they need.")
-    ] = 0.0,
-    max_disk_gb: Annotated[
-        float, typer.Option("--max-disk-gb", metavar="GB", min=0, help="Of its home: past it, no checkpoints are kept.")
-    ] = 0.0,
+    max_upload_mbit: _UploadOption = 0.0,
+    max_disk_gb: _DiskOption = 0.0,
     prefer_torch: _MomentsOption = None,
     is_version: _VersionOption = False,
 ) -> None:
