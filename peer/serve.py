@@ -66,6 +66,7 @@ from swarm.wire import MAX_FRAME_BYTES
 
 WAITED_FOR_S: Final = 2.0  # for a blob that is being fetched; less than an asker waits for its answer
 LOOK_S: Final = 0.1
+FREE_ANSWER_BYTES: Final = 16 << 10  # longer ones, logs and states and pages, are served at the pace of chunks
 KEPT_EVENTS: Final = 2048
 ROUND_PINS: Final = "network"  # the owner under whom the blobs are pinned that the round may be about
 _PAGE_BYTES: Final = 512 << 10  # of commits, statuses or events in one answer: half a frame, room for what is around
@@ -169,7 +170,15 @@ class Server:
         if isinstance(message, _ONE_WAY):
             self._one_way(author if isinstance(message, Commit) else remote, message, payload)
             return b""
-        return await seal_aside(self._keypair, self._run, await self._answer(remote, message, page_bytes))
+        answer = await self._answer(remote, message, page_bytes)
+        sealed = await seal_aside(self._keypair, self._run, answer)
+        if self._pacer is None or len(sealed) <= FREE_ANSWER_BYTES or isinstance(answer, Chunk | BlobInfo):
+            return sealed  # chunks have waited already, and what a round needs to know of a blob waits for nobody
+        try:
+            await self._pacer.turn(remote, len(sealed))
+        except Refusal as busy:
+            return await seal_aside(self._keypair, self._run, Refused(line(busy)))
+        return sealed
 
     async def _pass_on(
         self, forwarding: Forwarding, remote: PeerId, author: PeerId, forward: Forward, payload: bytes
