@@ -18,6 +18,7 @@ from peer.checkpoint import write_checkpoint
 from peer.disk import write_whole
 from peer.handoff import Kept
 from peer.replica import Version
+from peer.tokenizer_file import TokenizerFile
 from swarm import wire
 from swarm.allreduce.layout import ModelLayout
 from swarm.config import RunConfig
@@ -42,13 +43,13 @@ class Checkpoints:
     """The checkpoint folders of one peer, each beside its record."""
 
     def __init__(
-        self, folder: Path, run: Digest, config: RunConfig, layout: ModelLayout, tokenizer_json: bytes | None
+        self, folder: Path, run: Digest, config: RunConfig, layout: ModelLayout, tokenizer: TokenizerFile
     ) -> None:
         self._folder = folder
         self._run = run
         self._config = config
         self._layout = layout
-        self._tokenizer_json = tokenizer_json
+        self._tokenizer = tokenizer
 
     def is_due(self, version: int) -> bool:
         """Whether that version is to be kept and is not there yet."""
@@ -61,7 +62,7 @@ class Checkpoints:
         target = self._of(chain.version)
         shutil.rmtree(target, ignore_errors=True)  # without a record: a writer was killed
         files = write_checkpoint(
-            target / "files", self._config, self._layout, version.state.anchor_N.float(), self._tokenizer_json
+            target / "files", self._config, self._layout, version.state.anchor_N.float(), self._tokenizer
         )
         record = CheckpointRecord(
             run=self._run,
