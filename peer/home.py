@@ -20,12 +20,13 @@ import platformdirs
 from peer.disk import disk_errors, make_folder, sweep, sync, write_whole
 from swarm.digest import Digest
 from swarm.errors import BadSignature, ConfigError, MalformedBytes, StateError
-from swarm.identity import Keypair, load_or_create_keypair, store_keypair
+from swarm.identity import Keypair, PeerId, load_or_create_keypair, store_keypair
 from swarm.manifest import Manifest
 from swarm.schema import MAX_NAME_BYTES
 
 DATA_ENV: Final = "BARNRAISE_DATA"  # another place for everything that is kept; tests and the demo use it
 MAX_DEFAULT_HOMES: Final = 64  # peers of one run and user on one machine
+_IDENTITY: Final = "identity.key"
 _MANIFEST: Final = "run.manifest"
 _LISTEN: Final = "listen"
 _PARTIAL: Final = ".part"
@@ -96,7 +97,11 @@ class Home:
 
     def keypair(self) -> Keypair:
         """This peer's identity, made on first use."""
-        return load_or_create_keypair(self.path / "identity.key")
+        return load_or_create_keypair(self.path / _IDENTITY)
+
+    def known_id(self) -> PeerId | None:
+        """The id of this peer, if it has one already. Raises StateError when its key is damaged."""
+        return self.keypair().peer_id if (self.path / _IDENTITY).exists() else None
 
     def manifest(self) -> Manifest | None:
         """The run this home belongs to; None for a new home. Raises StateError when the file is damaged."""
@@ -112,7 +117,7 @@ class Home:
 
     def adopt(self, keypair: Keypair) -> None:
         """Makes that key this peer's identity, unless it has one. Raises StateError."""
-        path = self.path / "identity.key"
+        path = self.path / _IDENTITY
         if not path.exists():
             store_keypair(path, keypair)
 

@@ -17,6 +17,7 @@ from peer.entrance import complete_manifest, refuse_wrong_text
 from peer.home import Home, open_default_home, open_home, safe_name
 from peer.invitation import invitation
 from peer.options import PeerOptions
+from peer.own_addresses import refuse_wrong_addresses
 from peer.printing import QueuedLogs
 from peer.run_file import read_run_file
 from peer.screen import Screen, error_line
@@ -75,6 +76,8 @@ def _check_early(options: PeerOptions, screen: Screen) -> None:
         safe_name(options.name)
     if options.config is not None:
         read_run_file(options.config)
+    me = Home(options.home).known_id() if options.home else None
+    refuse_wrong_addresses(options.listen, options.announce, me, local=options.local)
     _check_paths(options.data, options.tokenizer)
     refuse_wrong_text(options, screen)
 
@@ -145,6 +148,8 @@ def run_relay_command(path: Path, home: Path | None, listen: str, announce: tupl
         manifest = read_run_file(path)
         if not isinstance(manifest, Manifest):
             raise ConfigError(f"{path} is no manifest; make one with: {barnraise_command('new', path)}")
+        me = Home(home).known_id() if home else None
+        refuse_wrong_addresses((listen,), announce, me, local=False)
         from peer.relay import run_relay
 
         run_relay(manifest, screen, home=home, listen=listen, announce=announce, max_bytes=max_bytes)

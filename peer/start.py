@@ -44,6 +44,7 @@ from peer.network_thread import NetworkThread
 from peer.node import Node
 from peer.node_parts import NodeParts
 from peer.options import PeerOptions
+from peer.own_addresses import announced
 from peer.pacing import Pacer
 from peer.reach import Reach
 from peer.replica import Replica
@@ -113,7 +114,7 @@ class Peer:
         joins = self._options.join is not None
         config = NetworkConfig(
             listen=listen,
-            announce=options.announce,
+            announce=announced(options.announce, keypair.peer_id, local=options.local),
             bootstrap=entrance.bootstrap,
             must_reach=joins,  # who resumes a run may be the first one back
             local=options.local,

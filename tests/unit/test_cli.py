@@ -80,6 +80,8 @@ def test_commands() -> None:
         ["new", "--help"],
         ["demo", "--help"],
         ["peer", "--join", "nonsense"],
+        ["peer", "--listen", "4001"],
+        ["peer", "--announce", "/ip4/203.0.113.7/udp/4001"],
         ["new", "/nowhere"],
         ["invite", "--home", "/nowhere"],
     ],
