@@ -14,7 +14,7 @@ from peer import fault_point
 from peer.address_book import AddressBook, Known
 from peer.commands import barnraise_command, peer_command
 from peer.entrance import complete_manifest, refuse_wrong_text
-from peer.home import Home, open_default_home, open_home, safe_name
+from peer.home import Home, open_default_home, open_home, refuse_unwritable_data_folder, safe_name
 from peer.invitation import invitation
 from peer.options import PeerOptions
 from peer.own_addresses import refuse_wrong_addresses
@@ -79,6 +79,7 @@ def _check_early(options: PeerOptions, screen: Screen) -> None:
     me = Home(options.home).known_id() if options.home else None
     refuse_wrong_addresses(options.listen, options.announce, me, local=options.local)
     _check_paths(options.data, options.tokenizer)
+    refuse_unwritable_data_folder()
     refuse_wrong_text(options, screen)
 
 
@@ -107,6 +108,7 @@ def make_run(
                 f"{config_path} is a manifest already; start it with: {peer_command('--config', config_path)}"
             )
         _check_paths(data, tokenizer)
+        refuse_unwritable_data_folder()
         keypair = Keypair.generate()
         manifest = complete_manifest(config, PeerOptions(data=data, tokenizer=tokenizer), keypair, screen)
         first = open_home(home) if home else open_default_home(manifest.run_id, None)

@@ -109,6 +109,16 @@ except SystemExit as ended:
     assert shown.stdout.endswith("heavy: []"), shown
 
 
+@pytest.mark.parametrize(
+    "command", [[*RUN_PEER], [*BARNRAISE, "new", "examples/tiny.toml"], ["-m", "coordinator", "status"]]
+)
+def test_a_data_folder_in_the_way_is_one_line(command: list[str], monkeypatch: pytest.MonkeyPatch) -> None:
+    monkeypatch.setenv("BARNRAISE_DATA", "/dev/null")
+    ended = python(*command)
+    assert ended.returncode == 2 and ended.stdout == ""
+    assert ended.stderr.count("\n") == 1 and "Traceback" not in ended.stderr
+
+
 def test_an_option_that_is_not_there_is_refused_by_name() -> None:
     shown = python(*RUN_PEER, "--jion", "x")
     assert shown.returncode == 2 and shown.stdout == ""
