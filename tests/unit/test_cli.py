@@ -4,6 +4,7 @@ from __future__ import annotations
 
 import os
 import re
+import signal
 import subprocess
 import sys
 from pathlib import Path
@@ -117,6 +118,23 @@ def test_a_data_folder_in_the_way_is_one_line(command: list[str], monkeypatch: p
     ended = python(*command)
     assert ended.returncode == 2 and ended.stdout == ""
     assert ended.stderr.count("\n") == 1 and "Traceback" not in ended.stderr
+
+
+@pytest.mark.parametrize("buffered", ["", "1"], ids=["buffered", "unbuffered"])
+@pytest.mark.parametrize(
+    "command", [[*BARNRAISE, "--version"], [*BARNRAISE, "new", "--help"], [*RUN_PEER, "--help"]], ids=str
+)
+def test_without_a_reader_it_ends_silently(command: list[str], buffered: str) -> None:
+    reading, writing = os.pipe()
+    os.close(reading)
+    environment = {**os.environ, "PYTHONUNBUFFERED": buffered}
+    try:
+        ended = subprocess.run(
+            [sys.executable, *command], stdout=writing, stderr=subprocess.PIPE, timeout=60, cwd=ROOT, env=environment
+        )
+    finally:
+        os.close(writing)
+    assert (ended.returncode, ended.stderr) == (128 + signal.SIGPIPE, b"")
 
 
 def test_an_option_that_is_not_there_is_refused_by_name() -> None:
