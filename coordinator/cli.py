@@ -2,7 +2,6 @@
 
 from __future__ import annotations
 
-import io
 import sys
 from collections.abc import Awaitable, Callable
 from pathlib import Path
@@ -12,6 +11,7 @@ import typer
 
 from coordinator.home import Home, open_home
 from swarm.errors import BarnraiseError, LocalError
+from swarm.streams import NOBODY_READS, standard_streams
 
 app = typer.Typer(
     add_completion=False,
@@ -68,13 +68,18 @@ def _open(invite: str | None, home: Path | None) -> Home:
 
 
 def _run(job: Callable[[], Awaitable[None]]) -> bool:
-    """Runs a program until it ends or is interrupted (False); what it raises becomes one line."""
+    """Runs a program until it ends or is interrupted (False); what it raises becomes one line.
+
+    It also ends when nobody reads what it writes, silently.
+    """
     from coordinator.groups import first_of
     from coordinator.screen import run_until_signal
 
     try:
         return run_until_signal(job)
-    except (BarnraiseError, ExceptionGroup) as error:
+    except (BarnraiseError, BrokenPipeError, ExceptionGroup) as error:
+        if first_of(BrokenPipeError, error) is not None:
+            raise typer.Exit(NOBODY_READS) from None
         found = first_of(BarnraiseError, error)
         if found is None or isinstance(found, LocalError):
             raise
@@ -102,7 +107,10 @@ def status(
     once: Annotated[bool, typer.Option("--once", help="Accepted and implied: status always looks once.")] = True,
     is_json: _JsonOption = False,
 ) -> None:
-    """Look at a run once: who is there, where it stands, whether all agree."""
+    """Look at a run once: who is there, where it stands, whether all agree.
+
+    When nobody answers, it shows how it was the last time, says how long ago that was, and ends with exit code 2.
+    """
     _show(invite or invite_option, home, is_once=True, is_json=is_json)
 
 
@@ -118,12 +126,10 @@ def pull(
 ) -> None:
     """Fetch a checkpoint from the peers, verified chunk by chunk; run it again to go on after a break."""
     opened = _open(invite or invite_option, home)
-    from rich.console import Console
-
-    from coordinator.screen import pull_to, pulled_text
+    from coordinator.screen import open_console, pull_to, pulled_text
 
     async def job() -> None:
-        pulled = await pull_to(opened, out_dir, version, Console())
+        pulled = await pull_to(opened, out_dir, version, open_console())
         sys.stdout.write(pulled_text(pulled) + "\n")
 
     if not _run(job):
@@ -148,13 +154,9 @@ def invite(home: _HomeOption = None) -> None:
 
 def _show(invite: str | None, home: Path | None, *, is_once: bool, is_json: bool, notes: Path | None = None) -> None:
     opened = _open(invite, home)
-    from rich.console import Console
+    from coordinator.screen import open_console, show_always, show_once
 
-    from coordinator.screen import FALLBACK_WIDTH, show_always, show_once
-
-    console = Console()
-    if not console.is_terminal:
-        console = Console(width=FALLBACK_WIDTH)
+    console = open_console()
 
     async def job() -> None:
         if is_once:
@@ -167,7 +169,5 @@ def _show(invite: str | None, home: Path | None, *, is_once: bool, is_json: bool
 
 def main() -> None:
     """The entry point of `python -m coordinator`."""
-    for stream in (sys.stdout, sys.stderr):  # a terminal that has no letter for a name shows "?"
-        if isinstance(stream, io.TextIOWrapper):
-            stream.reconfigure(errors="replace")
-    app(prog_name="barnraise")
+    with standard_streams():
+        app(prog_name="barnraise")

@@ -2,17 +2,16 @@
 
 from __future__ import annotations
 
-import os
 from dataclasses import dataclass
 from pathlib import Path
 from typing import Final
 
+from swarm.data_folder import data_folder
 from swarm.digest import Digest
 from swarm.errors import ConfigError, StateError
 from swarm.identity import Keypair, load_or_create_keypair
 from swarm.invite import Invite
 
-DATA_ENV: Final = "BARNRAISE_DATA"  # another place for everything that is kept, as for peers
 _RUN: Final = "run"
 
 
@@ -31,18 +30,15 @@ class Home:
 
 
 def default_root() -> Path:
-    """The folder that holds a home for each run."""
-    import platformdirs
-
-    named = os.environ.get(DATA_ENV)
-    return (Path(named) if named else platformdirs.user_data_path("barnraise")) / "monitor"
+    """The folder that holds a home for each run. Raises ConfigError."""
+    return data_folder() / "monitor"
 
 
 def open_home(invite_text: str | None, directory: Path | None, root: Path | None = None) -> Home:
     """The home for an invite; without one, `directory`, or the home that was used last. Raises ConfigError, StateError."""
     invite = Invite.parse(invite_text) if invite_text else None
-    root = root or default_root()
     if directory is None:
+        root = root or default_root()
         directory = root / invite.run.hex()[:16] if invite else _used_last(root)
     if directory.exists() and not directory.is_dir():
         raise ConfigError(f"--home {directory} is not a directory")

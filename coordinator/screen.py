@@ -18,11 +18,12 @@ from rich.live import Live
 from rich.progress import BarColumn, DownloadColumn, Progress, TextColumn, TransferSpeedColumn
 
 from coordinator.clean import clean
-from coordinator.dashboard import draw, plain_line, plain_note
+from coordinator.dashboard import ago, draw, plain_line, plain_note
 from coordinator.home import Home
 from coordinator.pull import Pulled, pull
 from coordinator.summary import Summary, as_json
 from coordinator.watch import Watch, watching
+from swarm.errors import Unreachable
 from swarm.words import counted
 
 REDRAW_S: Final = 0.5
@@ -53,6 +54,24 @@ def run_until_signal(job: Callable[[], Awaitable[None]]) -> bool:
     return not interrupted
 
 
+class _Output(Console):
+    """Standard output; a reader that is gone is told to who writes, where rich ends the process inside of trio's tasks."""
+
+    def on_broken_pipe(self) -> None:
+        raise  # noqa: PLE0704  called while the BrokenPipeError is handled
+
+
+def open_console() -> Console:
+    """Standard output, wide enough for a table where there is no terminal."""
+    console = _Output()
+    return console if console.is_terminal else _Output(width=FALLBACK_WIDTH)
+
+
+def _can_redraw(console: Console) -> bool:
+    """Whether it is a terminal that can take back what was drawn; TERM=dumb is none."""
+    return console.is_terminal and not console.is_dumb_terminal
+
+
 def print_summary(console: Console, summary: Summary, *, is_json: bool) -> None:
     """One look, as text or as JSON."""
     if is_json:
@@ -63,9 +82,18 @@ def print_summary(console: Console, summary: Summary, *, is_json: bool) -> None:
 
 
 async def show_once(home: Home, console: Console, *, is_json: bool) -> None:
-    """Looks at the swarm once."""
+    """Looks at the swarm once. Where nobody answers, shows what is remembered and raises Unreachable."""
     async with watching(home) as watch:
-        await watch.settled()
+        try:
+            await watch.settled()
+        except Unreachable as error:
+            if (found := watch.remembered("nobody answers")) is None:
+                raise
+            summary, age_s = found
+            if not is_json:
+                console.print(f"Nobody answers now. This is how it was {ago(age_s)} ago:")
+            print_summary(console, summary, is_json=is_json)
+            raise Unreachable(f"{error}; what is shown is {ago(age_s)} old") from None
         print_summary(console, watch.summary(), is_json=is_json)
 
 
@@ -76,7 +104,7 @@ async def show_always(home: Home, console: Console, *, is_json: bool, notes: Pat
         await watch.settled()
         if notes is not None:
             nursery.start_soon(watch.tell_lines_of, notes)
-        if console.is_terminal and not is_json:
+        if _can_redraw(console) and not is_json:
             await _draw_always(watch, console)
         else:
             await _print_always(watch, console, is_json=is_json)
@@ -115,7 +143,7 @@ async def pull_to(home: Home, out_dir: Path, version: int | None, console: Conso
     async with watching(home) as watch:
         await watch.settled()
         columns = (TextColumn("{task.description}", markup=False), BarColumn(), DownloadColumn(), TransferSpeedColumn())
-        with Progress(*columns, console=console, disable=not console.is_terminal) as progress:
+        with Progress(*columns, console=console, disable=not _can_redraw(console)) as progress:
             task = progress.add_task("asking for checkpoints", total=None)
 
             def show(had: int, total: int, name: str) -> None:

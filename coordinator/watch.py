@@ -20,7 +20,7 @@ from coordinator.collect import Collector, Item
 from coordinator.home import Home
 from coordinator.net import Libp2pTransport, open_transport
 from coordinator.summary import Summary, summarize
-from coordinator.view import SwarmView, fold, said_here
+from coordinator.view import SwarmView, Trouble, fold, said_here
 from swarm.errors import Unreachable
 from swarm.identity import PeerId
 
@@ -53,6 +53,15 @@ class Watch:
     def summary(self) -> Summary:
         """The swarm now."""
         return summarize(self.view, time.time())
+
+    def remembered(self, reason: str) -> tuple[Summary, float] | None:
+        """The swarm as it was when it was seen last, without anybody live, as nobody answers for that reason; and how many
+        seconds ago that was. None when nothing is remembered."""
+        now_s = time.time()
+        for peer in self.view.peers:
+            self._take(Trouble(peer, now_s, reason, bad=False))
+        newest_s = max((peer.seen_at_s for peer in self.view.peers.values()), default=None)
+        return None if newest_s is None else (self.summary(), max(0.0, now_s - newest_s))
 
     def live(self) -> list[PeerId]:
         """The peers that are there now and can be asked for blobs, which no third passes on."""

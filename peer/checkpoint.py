@@ -26,7 +26,7 @@ from torch import Tensor
 
 from peer.disk import make_folder, sync
 from peer.model import hf_config, published_name
-from peer.tokenizer_file import byte_tokenizer_json
+from peer.tokenizer_file import TokenizerFile
 from swarm.allreduce.layout import ModelLayout, TensorSlot, UnitLayout
 from swarm.config import RunConfig
 from swarm.digest import blob_digest
@@ -47,7 +47,7 @@ def write_checkpoint(
     config: RunConfig,
     layout: ModelLayout,
     anchor: Tensor,  # (N,) fp32, CPU, contiguous
-    tokenizer_json: bytes | None,  # the content of a tokenizer.json; None: the byte-level one if the run uses that
+    tokenizer: TokenizerFile,
 ) -> tuple[CheckpointFile, ...]:
     """Writes a checkpoint that `from_pretrained` loads bit for bit; returns its files, sorted by name.
 
@@ -62,7 +62,7 @@ def write_checkpoint(
     try:
         shutil.rmtree(partial, ignore_errors=True)  # of a writer that was killed
         make_folder(partial)
-        files = _write_all(partial, config, layout, anchor, tokenizer_json)
+        files = _write_all(partial, config, layout, anchor, tokenizer)
         sync(partial)
         partial.rename(directory)
         sync(directory.parent)
@@ -74,24 +74,30 @@ def write_checkpoint(
 
 
 def _write_all(
-    folder: Path, config: RunConfig, layout: ModelLayout, anchor: Tensor, tokenizer_json: bytes | None
+    folder: Path, config: RunConfig, layout: ModelLayout, anchor: Tensor, tokenizer: TokenizerFile
 ) -> tuple[CheckpointFile, ...]:
-    if tokenizer_json is None and config.data.tokenizer == "bytes":
-        tokenizer_json = byte_tokenizer_json()
+    # In training a separator stands in front of each document but the first as well as behind each: it begins texts too.
+    ends = {"bos_token_id": tokenizer.separator_id, "eos_token_id": tokenizer.separator_id}
     texts = {
-        "config.json": _json(hf_config(config.model)),
-        "generation_config.json": _json({"bos_token_id": None, "eos_token_id": None, "use_cache": True}),
+        # Without `pad_token_id`: Llama's classes would keep the separator's embedding from learning any further.
+        "config.json": _json(hf_config(config.model) | ends),
+        "generation_config.json": _json({**ends, "pad_token_id": tokenizer.separator_id, "use_cache": True}),
         _INDEX: _json(_index(config.model.family, layout)),
-    }
-    if tokenizer_json is not None:
-        texts["tokenizer.json"] = tokenizer_json
-        texts["tokenizer_config.json"] = _json(
+        "tokenizer.json": tokenizer.content,
+        "tokenizer_config.json": _json(
             {
+                "bos_token": tokenizer.separator,
+                "eos_token": tokenizer.separator,
+                "pad_token": tokenizer.separator,
+                "add_bos_token": False,
+                "add_eos_token": False,
+                "split_special_tokens": True,  # one that a text spells out is text, as in training
                 "clean_up_tokenization_spaces": False,
                 "model_max_length": config.model.max_positions,
                 "tokenizer_class": "PreTrainedTokenizerFast",
             }
-        )
+        ),
+    }
     files = [_write_file(folder, name, [memoryview(text)]) for name, text in texts.items()]
     for unit in layout.units:
         header = _safetensors_header(config.model.family, unit)

@@ -19,6 +19,7 @@ from peer.checkpoint import write_checkpoint
 from peer.disk import write_whole
 from peer.handoff import Kept
 from peer.replica import Version
+from peer.tokenizer_file import TokenizerFile
 from swarm import wire
 from swarm.allreduce.layout import ModelLayout
 from swarm.config import RunConfig
@@ -44,7 +45,7 @@ class Checkpoints:
     """The checkpoint folders of one peer, each beside its record."""
 
     def __init__(
-        self, folder: Path, run: Digest, config: RunConfig, layout: ModelLayout, tokenizer_json: bytes | None
+        self, folder: Path, run: Digest, config: RunConfig, layout: ModelLayout, tokenizer: TokenizerFile
     ) -> None:
         self.room: Callable[[], int] = lambda: MAX_ROOM  # bytes that may still be written
         self.keeps_first = True  # version 0; who joins a run that is under way has no use for it
@@ -52,7 +53,7 @@ class Checkpoints:
         self._run = run
         self._config = config
         self._layout = layout
-        self._tokenizer_json = tokenizer_json
+        self._tokenizer = tokenizer
 
     def is_due(self, version: int) -> bool:
         """Whether that version is to be kept and is not there yet."""
@@ -71,7 +72,7 @@ class Checkpoints:
             )
         try:
             files = write_checkpoint(
-                target / "files", self._config, self._layout, version.state.anchor_N.float(), self._tokenizer_json
+                target / "files", self._config, self._layout, version.state.anchor_N.float(), self._tokenizer
             )
         except StateError:
             shutil.rmtree(target, ignore_errors=True)  # half a checkpoint on a full disk would keep it full

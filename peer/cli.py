@@ -6,7 +6,7 @@ Heavy imports wait until a command runs, so that `--help` is quick. Monitors are
 
 from __future__ import annotations
 
-import io
+import contextlib
 import os
 import sys
 import threading
@@ -50,13 +50,6 @@ _LAST_WORDS_S: Final = 0.5
 _MAINTAIN = {"allow_extra_args": True, "ignore_unknown_options": True, "help_option_names": []}
 
 app = typer.Typer(no_args_is_help=True, rich_markup_mode=None, pretty_exceptions_enable=False)
-
-
-def show_any_letter() -> None:
-    """A terminal that has no letter for a name shows "?" for it; it does not end what speaks."""
-    for stream in (sys.stdout, sys.stderr):
-        if isinstance(stream, io.TextIOWrapper):
-            stream.reconfigure(errors="replace")
 
 
 def _show_version(is_asked: bool) -> None:
@@ -277,8 +270,9 @@ def _end(code: int) -> None:
 
 
 def _flush() -> None:
-    sys.stdout.flush()
-    sys.stderr.flush()
+    for stream in (sys.stdout, sys.stderr):
+        with contextlib.suppress(OSError):  # nobody reads any more
+            stream.flush()
 
 
 def _hand_over(context: typer.Context) -> None:
@@ -297,13 +291,17 @@ for _name, _help in (
 
 def barnraise() -> None:
     """The `barnraise` command."""
-    show_any_letter()
-    app(prog_name="barnraise")
+    from swarm.streams import standard_streams
+
+    with standard_streams():
+        app(prog_name="barnraise")
 
 
 def main() -> None:
     """`python run_peer.py`: the `peer` command by itself."""
-    show_any_letter()
+    from swarm.streams import standard_streams
+
     alone = typer.Typer(add_completion=False, rich_markup_mode=None, pretty_exceptions_enable=False)
     alone.command(epilog=_PEER_EXAMPLES)(peer)
-    alone(prog_name=f"python {sys.argv[0]}")
+    with standard_streams():
+        alone(prog_name=f"python {sys.argv[0]}")

@@ -11,7 +11,6 @@ from __future__ import annotations
 import asyncio
 import os
 import signal
-import socket
 import sys
 from collections import deque
 from contextlib import suppress
@@ -21,8 +20,9 @@ from typing import Final
 import hivemind.hivemind_cli
 
 from peer.control import MAX_CONTROL_BYTES, Control, DaemonRefused
+from peer.own_addresses import check_port_free, listening_port
 from peer.socket_dir import SocketDirectory
-from swarm.errors import ConfigError, LocalError, StateError, UserError
+from swarm.errors import LocalError, StateError, UserError
 from swarm.identity import Keypair
 
 START_TIMEOUT_S: Final = 20.0  # it needs 0.2 s on an idle machine
@@ -50,44 +50,6 @@ def p2pd_path() -> Path:
         if os.access(path, os.X_OK):
             return path
     raise UserError("hivemind's p2pd is missing or not executable; install hivemind again from its wheel")
-
-
-def with_port(listen: str, port: int) -> str:
-    """The listening address with another port."""
-    head, _, _ = listen.rpartition("/")
-    return f"{head}/{port}"
-
-
-def listening_port(listen: str) -> tuple[str, int]:
-    """The host and port of `/ip4/HOST/tcp/PORT` or `/ip6/...`; raises ConfigError."""
-    parts = listen.split("/")
-    if len(parts) == 5 and parts[0] == "" and parts[1] in ("ip4", "ip6") and parts[3] == "tcp":
-        family = socket.AF_INET if parts[1] == "ip4" else socket.AF_INET6
-        with suppress(OSError):
-            socket.inet_pton(family, parts[2])
-            if parts[4].isascii() and parts[4].isdecimal() and int(parts[4]) <= 65535:
-                return parts[2], int(parts[4])
-    raise ConfigError(f"listen address {listen!r}: give one like /ip4/0.0.0.0/tcp/4001 (port 0 for any free one)")
-
-
-def check_port_free(listen: str) -> None:
-    """Returns if one may listen there; raises StateError (port taken) or ConfigError (no such address here)."""
-    host, port = listening_port(listen)
-    with socket.socket(socket.AF_INET6 if ":" in host else socket.AF_INET) as probe:
-        # With REUSEADDR remains of closed connections do not count as taken; a listener always does.
-        probe.setsockopt(socket.SOL_SOCKET, socket.SO_REUSEADDR, 1)
-        if probe.family == socket.AF_INET6:
-            probe.setsockopt(socket.IPPROTO_IPV6, socket.IPV6_V6ONLY, 1)
-        try:
-            probe.bind((host, port))
-        except PermissionError:
-            raise StateError(f"port {port} needs more rights than this user has; choose one above 1023") from None
-        except OSError as error:
-            if "in use" in (error.strerror or ""):
-                raise StateError(
-                    f"port {port} is taken at {host}: stop the program that listens there or choose another port"
-                ) from None
-            raise ConfigError(f"cannot listen at {listen}: {error.strerror}") from None
 
 
 class Daemon:

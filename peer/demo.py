@@ -24,8 +24,8 @@ from rich.console import Console
 from rich.status import Status
 
 from peer.demo_report import Outcome, PeerRecord, Played, judge, show
-from peer.home import DATA_ENV
 from peer.screen import error_line
+from swarm.data_folder import DATA_ENV
 from swarm.errors import BarnraiseError, ConfigError, StateError
 from swarm.invite import Invite
 from swarm.manifest import Manifest

@@ -16,17 +16,16 @@ from dataclasses import dataclass, field
 from pathlib import Path
 from typing import IO, Final
 
-import platformdirs
-
 from peer.disk import disk_errors, make_folder, sweep, sync, write_whole
+from swarm.data_folder import DATA_ENV, data_folder
 from swarm.digest import Digest
 from swarm.errors import BadSignature, ConfigError, MalformedBytes, StateError
-from swarm.identity import Keypair, load_or_create_keypair, store_keypair
+from swarm.identity import Keypair, PeerId, load_or_create_keypair, store_keypair
 from swarm.manifest import Manifest
 from swarm.schema import MAX_NAME_BYTES
 
-DATA_ENV: Final = "BARNRAISE_DATA"  # another place for everything that is kept; tests and the demo use it
 MAX_DEFAULT_HOMES: Final = 64  # peers of one run and user on one machine
+_IDENTITY: Final = "identity.key"
 _MANIFEST: Final = "run.manifest"
 _LISTEN: Final = "listen"
 OPTIONS: Final = "options.json"
@@ -35,15 +34,22 @@ _PARTIAL: Final = ".part"
 _DAMAGED: Final = "damaged-"
 
 
-def data_folder() -> Path:
-    """Where homes and caches live: BARNRAISE_DATA, or the user's data folder."""
-    named = os.environ.get(DATA_ENV)
-    return Path(named) if named else platformdirs.user_data_path("barnraise")
-
-
 def cache_folder() -> Path:
     """Text and tokens, shared by all runs of this user."""
     return data_folder() / "cache"
+
+
+def refuse_unwritable_data_folder() -> None:
+    """Makes the folder for texts and homes; raises ConfigError or StateError if nothing can be written there."""
+    folder = data_folder()
+    try:
+        make_folder(folder)
+        writable = os.access(folder, os.W_OK | os.X_OK)
+        reason = "cannot be written by this user"
+    except StateError as error:
+        writable, reason = False, str(error).removeprefix(f"{folder}: ")
+    if not writable:
+        raise StateError(f"{folder}: {reason}; set {DATA_ENV} to a folder of your own")
 
 
 def run_folder(run: Digest) -> Path:
@@ -99,7 +105,11 @@ class Home:
 
     def keypair(self) -> Keypair:
         """This peer's identity, made on first use."""
-        return load_or_create_keypair(self.path / "identity.key")
+        return load_or_create_keypair(self.path / _IDENTITY)
+
+    def known_id(self) -> PeerId | None:
+        """The id of this peer, if it has one already. Raises StateError when its key is damaged."""
+        return self.keypair().peer_id if (self.path / _IDENTITY).exists() else None
 
     def manifest(self) -> Manifest | None:
         """The run this home belongs to; None for a new home. Raises StateError when the file is damaged."""
@@ -115,7 +125,7 @@ class Home:
 
     def adopt(self, keypair: Keypair) -> None:
         """Makes that key this peer's identity, unless it has one. Raises StateError."""
-        path = self.path / "identity.key"
+        path = self.path / _IDENTITY
         if not path.exists():
             store_keypair(path, keypair)
 
@@ -223,7 +233,7 @@ def open_default_home(run: Digest, name: str | None) -> Home:
 
 def last_home() -> Path | None:
     """The home used last, if it still holds a run."""
-    with contextlib.suppress(OSError, UnicodeDecodeError):
+    with contextlib.suppress(OSError, UnicodeDecodeError, ConfigError):
         named = (data_folder() / "last").read_text().strip()
         path = Path(named)
         if named and (path / _MANIFEST).exists():

@@ -14,9 +14,10 @@ from peer import fault_point
 from peer.address_book import AddressBook, Known
 from peer.commands import barnraise_command, peer_command
 from peer.entrance import complete_manifest, refuse_wrong_text
-from peer.home import Home, open_default_home, open_home, safe_name
+from peer.home import Home, open_default_home, open_home, refuse_unwritable_data_folder, safe_name
 from peer.invitation import invitation
 from peer.options import PeerOptions
+from peer.own_addresses import refuse_wrong_addresses
 from peer.printing import QueuedLogs
 from peer.remembered import recall
 from peer.run_file import read_run_file
@@ -76,7 +77,10 @@ def _check_early(options: PeerOptions, screen: Screen) -> None:
         safe_name(options.name)
     if options.config is not None:
         read_run_file(options.config)
+    me = Home(options.home).known_id() if options.home else None
+    refuse_wrong_addresses(options.listen, options.announce, me, local=options.local)
     _check_paths(options.data, options.tokenizer)
+    refuse_unwritable_data_folder()
     refuse_wrong_text(options, screen)
 
 
@@ -105,6 +109,7 @@ def make_run(
                 f"{config_path} is a manifest already; start it with: {peer_command('--config', config_path)}"
             )
         _check_paths(data, tokenizer)
+        refuse_unwritable_data_folder()
         keypair = Keypair.generate()
         manifest = complete_manifest(config, PeerOptions(data=data, tokenizer=tokenizer), keypair, screen)
         first = open_home(home) if home else open_default_home(manifest.run_id, None)
@@ -147,6 +152,8 @@ def run_relay_command(path: Path, home: Path | None, listen: str, announce: tupl
         manifest = read_run_file(path)
         if not isinstance(manifest, Manifest):
             raise ConfigError(f"{path} is no manifest; make one with: {barnraise_command('new', path)}")
+        me = Home(home).known_id() if home else None
+        refuse_wrong_addresses((listen,), announce, me, local=False)
         from peer.relay import run_relay
 
         run_relay(manifest, screen, home=home, listen=listen, announce=announce, max_bytes=max_bytes)

@@ -76,8 +76,8 @@ _FAMILIES: Final = {
 def hf_config(config: ModelConfig) -> dict[str, Any]:
     """The model's `config.json` without anything that depends on the release of transformers that reads or writes it.
 
-    Rotary settings are given in the form of release 5 and in that of release 4. There is no token that begins or ends a
-    text: which one would is the tokenizer's affair.
+    Rotary settings are given in the form of release 5 and in that of release 4. No token begins or ends a text:
+    which one does is the tokenizer's affair, and a checkpoint names it.
     """
     head_size = config.hidden_size // config.num_heads
     common: dict[str, Any] = {

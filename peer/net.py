@@ -14,7 +14,6 @@ a slot, of which one remote may hold only a part, is taken before the first byte
 from __future__ import annotations
 
 import asyncio
-import ipaddress
 import logging
 import math
 from collections import Counter, OrderedDict
@@ -26,12 +25,12 @@ from hivemind.proto import p2pd_pb2
 
 from peer.control import Control, DaemonRefused, from_daemon_id, read_message
 from peer.meter import Meter
+from peer.own_addresses import announceable
 from peer.sealing import ASIDE_BYTES
 from swarm import wire
 from swarm.address import Address, parse_address
-from swarm.errors import MalformedBytes, NetworkError, RemoteError, TimedOut, Unreachable
+from swarm.errors import NetworkError, RemoteError, TimedOut, Unreachable
 from swarm.identity import PeerId
-from swarm.messages import MAX_ADDRESSES
 from swarm.net.transport import IDLE_STREAM_TIMEOUT_S, MAX_OPEN_REQUESTS, PROTOCOL_ID, Handler
 
 log = logging.getLogger(__name__)
@@ -44,36 +43,6 @@ CONNECTED_FOR_S: Final = 0.5  # between two questions to the daemon who is conne
 OPEN_TIMEOUT_S: Final = 4.0  # for a stream, a dial included; the answer has what is left
 INCOMING_SOCKET: Final = "in.sock"
 _DOWN: Final = "the network daemon is down"
-
-
-def announceable(addresses: tuple[str, ...], local: bool) -> tuple[str, ...]:
-    """The addresses worth telling others: loopback only when `local`, else all that another machine may dial.
-
-    Public ones first; at most MAX_ADDRESSES; what is not an address of ours (circuits, QUIC) falls out.
-    """
-    keyed: list[tuple[int, int, str]] = []
-    for text in dict.fromkeys(addresses):
-        try:
-            address = parse_address(text)
-        except MalformedBytes:
-            continue
-        rank = _rank(address)
-        if rank is not None and (rank == _LOOPBACK) == local:
-            keyed.append((rank, len(keyed), str(address)))
-    return tuple(text for _, _, text in sorted(keyed)[:MAX_ADDRESSES])
-
-
-_LOOPBACK: Final = 2
-
-
-def _rank(address: Address) -> int | None:
-    """0 public, 1 in the local network, 2 on this machine, None nowhere."""
-    if address.host_kind not in ("ip4", "ip6"):
-        return 0
-    ip = ipaddress.ip_address(address.host)
-    if ip.is_unspecified or ip.is_link_local or ip.is_multicast:
-        return None
-    return _LOOPBACK if ip.is_loopback else 1 if ip.is_private else 0
 
 
 class HivemindTransport:

@@ -23,9 +23,10 @@ from typing import Final, Self
 from hivemind.p2p.p2p_daemon_bindings.utils import P2PDaemonError
 
 from peer.control import DaemonRefused
-from peer.daemon import START_TIMEOUT_S, Daemon, with_port
+from peer.daemon import START_TIMEOUT_S, Daemon
 from peer.dht import Noticeboard
 from peer.net import INCOMING_SOCKET, HivemindTransport
+from peer.own_addresses import with_port
 from peer.socket_dir import SocketDirectory
 from swarm.address import parse_address
 from swarm.digest import Digest
@@ -44,7 +45,7 @@ class NetworkConfig:
     """What one peer decides about its own network."""
 
     listen: tuple[str, ...] = ("/ip4/127.0.0.1/tcp/0",)  # empty: dials out only; port 0: any free one
-    announce: tuple[str, ...] = ()  # addresses to tell others instead of those that the daemon finds
+    announce: tuple[str, ...] = ()  # what to tell others instead of what the daemon finds, as `announced` made it
     bootstrap: tuple[str, ...] = ()  # peers to dial at the start; one must answer, unless there are none
     must_reach: bool = True  # one of the bootstrap addresses must answer; else they are only tried, again and again
     local: bool = True  # tell others loopback addresses, and no other

@@ -22,6 +22,7 @@ from peer.fetch import Asker, Fetcher
 from peer.forwarding import Forwarding
 from peer.home import Home, open_default_home, open_home
 from peer.network import Network, NetworkConfig
+from peer.own_addresses import announced
 from peer.screen import Screen
 from peer.serve import Server
 from swarm.digest import Digest
@@ -137,7 +138,7 @@ def run_relay(
                 own,
                 NetworkConfig(
                     listen=(listen,),
-                    announce=announce,
+                    announce=announced(announce, own.keypair().peer_id, local=False),
                     bootstrap=AddressBook(own.book).addresses(),
                     must_reach=False,
                     local=False,

@@ -26,6 +26,7 @@ from peer.checkpoints import Checkpoints
 from peer.clock import awake_or_asleep_s
 from peer.data.background import BackgroundWindows
 from peer.data.embedded import embedded_path
+from peer.data.tokenizer import read_tokenizer
 from peer.data.windows import Windows, open_windows
 from peer.device import choose_device, describe_device
 from peer.dial_probe import answers
@@ -46,6 +47,7 @@ from peer.network_thread import NetworkThread
 from peer.node import Node
 from peer.node_parts import NodeParts
 from peer.options import PeerOptions
+from peer.own_addresses import announced
 from peer.pacing import Pacer
 from peer.reach import Reach
 from peer.remembered import recall
@@ -56,6 +58,7 @@ from peer.screen import Screen
 from peer.serve import Server
 from peer.step import InnerTrainer, Precision, choose_micro_batch
 from peer.stopping import Stopping
+from peer.tokenizer_file import TokenizerFile, byte_tokenizer_file, trained_tokenizer_file
 from peer.trainer import Trainer
 from swarm.allreduce.codec import make_codec
 from swarm.allreduce.merge import check_merge_blob
@@ -64,7 +67,7 @@ from swarm.allreduce.shared import RunMath, check_contribution
 from swarm.chain import Entry, Merge
 from swarm.config import RunConfig
 from swarm.digest import Digest
-from swarm.errors import BarnraiseError, DataError, StateError
+from swarm.errors import BarnraiseError, StateError
 from swarm.events import Event, PeerStarted
 from swarm.identity import Keypair
 from swarm.messages import Contribution, record_digest, seal_message
@@ -119,7 +122,7 @@ class Peer:
         joins = self._options.join is not None
         config = NetworkConfig(
             listen=listen,
-            announce=options.announce,
+            announce=announced(options.announce, keypair.peer_id, local=options.local),
             bootstrap=entrance.bootstrap,
             must_reach=joins,  # who resumes a run may be the first one back
             local=options.local,
@@ -187,7 +190,7 @@ class Peer:
             inner = self._inner(config, model, device, saved)
             windows = self._wait_for_text(text)
             checkpoints = Checkpoints(
-                entrance.home.checkpoints, entrance.run, config, layout, _tokenizer_json(config, self._options)
+                entrance.home.checkpoints, entrance.run, config, layout, _tokenizer_file(config, self._options)
             )
             checkpoints.keeps_first = entrance.is_new
             checkpoints.room = lambda: room_left(entrance.home.path, self._options.max_disk_gb)
@@ -384,12 +387,11 @@ class Peer:
                     return
 
 
-def _tokenizer_json(config: RunConfig, options: PeerOptions) -> bytes | None:
-    if config.data.tokenizer == "bytes":
-        return None
+def _tokenizer_file(config: RunConfig, options: PeerOptions) -> TokenizerFile:
+    """What checkpoints tell of the tokenizer; the text was opened with the very same one before."""
     if options.tokenizer is None:
-        raise DataError("this run uses a tokenizer.json; name yours with --tokenizer")
-    return options.tokenizer.read_bytes()
+        return byte_tokenizer_file()
+    return trained_tokenizer_file(read_tokenizer(options.tokenizer), config.data.separator)
 
 
 def _told_upload(options: PeerOptions) -> float | None:

@@ -18,7 +18,7 @@ from swarm.identity import PeerId
 HostKind = Literal["ip4", "ip6", "dns", "dns4", "dns6"]
 MAX_ADDRESS_BYTES: Final = 160  # a DNS name of 86 letters fits; a status has room for eight of them
 _KINDS: Final = get_args(HostKind)
-_PORT: Final = re.compile(r"[1-9][0-9]{0,4}", re.ASCII)
+_PORT: Final = re.compile(r"0|[1-9][0-9]{0,4}", re.ASCII)
 _HOME_NETWORKS: Final = tuple(
     ipaddress.ip_network(text)
     for text in (
@@ -68,13 +68,31 @@ class Address:
 
 def parse_address(text: str) -> Address:
     """The address that a multiaddress string stands for; raises MalformedBytes that says which part is wrong."""
+    endpoint, found, peer = _short_enough(text).partition("/p2p/")
+    if not found:
+        raise MalformedBytes(f"{text!r} is not an address of the form /ip4/1.2.3.4/tcp/4001/p2p/12D3KooW...")
+    kind, host, port = parse_endpoint(endpoint)
+    if not port:
+        raise MalformedBytes("'0' is not a TCP port from 1 to 65535")
+    return Address(kind, host, port, PeerId.from_base58(peer))
+
+
+def parse_endpoint(text: str) -> tuple[HostKind, str, int]:
+    """Kind of host, host and port of `/ip4/1.2.3.4/tcp/4001`; port 0, at which one may listen, is one of them.
+
+    Raises MalformedBytes that says which part is wrong.
+    """
+    parts = _short_enough(text).split("/")
+    if len(parts) != 5 or parts[0] or parts[3] != "tcp":
+        raise MalformedBytes(f"{text!r} is not of the form /ip4/1.2.3.4/tcp/4001")
+    _, kind, host, _, port = parts
+    return _host_kind(kind), _host(kind, host), _port(port)
+
+
+def _short_enough(text: str) -> str:
     if (num_bytes := len(text.encode("utf-8", "replace"))) > MAX_ADDRESS_BYTES:
         raise MalformedBytes(f"an address has at most {MAX_ADDRESS_BYTES} bytes, not {num_bytes}")
-    parts = text.split("/")
-    if len(parts) != 7 or parts[0] or parts[3] != "tcp" or parts[5] != "p2p":
-        raise MalformedBytes(f"{text!r} is not an address of the form /ip4/1.2.3.4/tcp/4001/p2p/12D3KooW...")
-    _, kind, host, _, port, _, peer = parts
-    return Address(_host_kind(kind), _host(kind, host), _port(port), PeerId.from_base58(peer))
+    return text
 
 
 def _host_kind(kind: str) -> HostKind:
@@ -96,7 +114,8 @@ def _host(kind: str, host: str) -> str:
         raise MalformedBytes(f"{host!r} is not an {kind} address: {error}") from None
     labels = host.split(".")
     if len(host) > 253 or not all(_DNS_LABEL.fullmatch(label) for label in labels):
-        raise MalformedBytes(f"{host!r} is not a DNS name")
+        form = "" if host.isascii() else "; other letters than ASCII have a form that begins with xn--"
+        raise MalformedBytes(f"{host!r} is not a DNS name{form}")
     return host.lower()
 
 

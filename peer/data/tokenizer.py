@@ -16,6 +16,7 @@ import numpy as np
 from numpy.typing import NDArray
 
 from peer.data.pieces import encode_whole
+from peer.tokenizer_file import as_trained
 from swarm.digest import blob_digest
 from swarm.errors import DataError
 
@@ -76,7 +77,7 @@ class FileTokenizer:
 
         Without a `separator` it is the first of the common end-of-text tokens that the tokenizer has.
         """
-        raw = _read(path)
+        raw = read_tokenizer(path)
         vocabulary = _library(path, raw.decode(errors="replace"), _NO_TOKENIZER).get_vocab()
         table: dict[str, Any] = json.loads(raw)
         self._path = path
@@ -84,14 +85,15 @@ class FileTokenizer:
         self.separator = vocabulary[self.separator_name]
         self.vocab_size = 1 + max(vocabulary.values())
         self.digest = blob_digest(raw).hex()
-        self.notes = _without_dropout(table["model"])
+        dropout = table["model"].get("dropout")
+        off = f"the tokenizer's dropout {dropout} is off: all peers must get the same tokens"
+        self.notes: tuple[str, ...] = (off,) if dropout else ()
+        as_trained(table, self.separator_name)
         _hide_separator(table, self.separator_name)
         self._tokenizer = _library(path, json.dumps(table), f"{self.separator_name!r} cannot be its separator")
         vocabulary[_UNREACHABLE] = vocabulary.pop(self.separator_name)
         if self._tokenizer.get_vocab() != vocabulary:
             raise DataError(f"{path}: {self.separator_name!r} cannot be its separator: other tokens depend on it")
-        self._tokenizer.no_truncation()
-        self._tokenizer.no_padding()
         self._tokenizer.encode_special_tokens = True
 
     def encode(self, texts: list[str]) -> list[NDArray[Any]]:
@@ -106,7 +108,7 @@ class FileTokenizer:
         return encoded
 
 
-def _read(path: Path) -> bytes:
+def read_tokenizer(path: Path) -> bytes:
     """The bytes of a tokenizer.json, or of the one in the folder `path`; raises DataError."""
     try:
         if path.is_dir():
@@ -130,7 +132,7 @@ def _library(path: Path, text: str, complaint: str) -> tokenizers.Tokenizer:
 
 def refuse_no_tokenizer(path: Path) -> None:
     """Raises DataError if there is no tokenizer.json at `path`."""
-    _library(path, _read(path).decode(errors="replace"), _NO_TOKENIZER)
+    _library(path, read_tokenizer(path).decode(errors="replace"), _NO_TOKENIZER)
 
 
 def _separator(path: Path, vocabulary: dict[str, int], table: dict[str, Any], named: str) -> str:
@@ -150,17 +152,11 @@ def _separator(path: Path, vocabulary: dict[str, int], table: dict[str, Any], na
     raise DataError(f'{path}: {what} in the config, as in [data] separator = "</s>"; candidates: {candidates}')
 
 
-def _without_dropout(model: dict[str, Any]) -> tuple[str, ...]:
-    """Switches off the dropout of a tokenizer.json's model, which would give each peer other tokens; says so."""
-    dropout = model.pop("dropout", None)
-    return (f"the tokenizer's dropout {dropout} is off: all peers must get the same tokens",) if dropout else ()
-
-
 def _hide_separator(table: dict[str, Any], name: str) -> None:
-    """Renames the separator in a parsed tokenizer.json, so that no text is encoded to it; ids stay as they are."""
-    for token in table.get("added_tokens") or ():
+    """Renames the separator in a tokenizer.json `as_trained`, so that no text is encoded to it; ids stay as they are."""
+    for token in table["added_tokens"]:
         if token["content"] == name:
-            token.update(content=_UNREACHABLE, special=True)  # special ones are found in no text, as we set the library
+            token["content"] = _UNREACHABLE
     model = table["model"]
     vocabulary = model.get("vocab")
     if isinstance(vocabulary, dict):
@@ -169,9 +165,6 @@ def _hide_separator(table: dict[str, Any], name: str) -> None:
         model["vocab"] = [[_UNREACHABLE if piece == name else piece, score] for piece, score in vocabulary]
     if model.get("unk_token") == name:
         model["unk_token"] = _UNREACHABLE
-    if "merges" in model:  # either of the form "a b" or ["a", "b"]
-        parts = (merge.split(" ") if isinstance(merge, str) else merge for merge in model["merges"])
-        model["merges"] = [list(pair) for pair in parts if "".join(pair) != name]
 
 
 def load_tokenizer(named: str, path: Path | None, separator: str = "") -> Tokenizer:
@@ -190,7 +183,7 @@ def load_tokenizer(named: str, path: Path | None, separator: str = "") -> Tokeni
         raise DataError(f"this run's tokenizer is {named[:12]}; give its tokenizer.json with --tokenizer PATH")
     if named == BYTES:
         raise DataError(f"this run is trained on plain bytes; leave out --tokenizer {path}")
-    if named and (digest := blob_digest(_read(path)).hex()) != named:
+    if named and (digest := blob_digest(read_tokenizer(path)).hex()) != named:
         raise DataError(
             f"{path}: wrong tokenizer: its digest is {digest[:12]}, the manifest names {named[:12]}; "
             "give the tokenizer.json that this run was made with"

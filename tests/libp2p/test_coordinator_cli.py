@@ -4,11 +4,12 @@ from __future__ import annotations
 
 import json
 import os
+import re
 import signal
 import subprocess
 import sys
-from collections.abc import AsyncIterator, Awaitable, Callable
-from contextlib import AsyncExitStack, asynccontextmanager
+from collections.abc import AsyncIterator, Awaitable, Callable, Iterator
+from contextlib import AsyncExitStack, asynccontextmanager, contextmanager
 from pathlib import Path
 
 import pytest
@@ -20,6 +21,7 @@ from swarm.events import RoundCommitted
 from swarm.identity import Keypair, PeerId
 from swarm.invite import Invite
 from swarm.messages import CheckpointFile, CheckpointRecord, Evaluation, open_message
+from swarm.streams import NOBODY_READS
 from tests.unit.fake_swarm import RUN, FakePeer, FakeSwarm, a_digest
 
 pytestmark = pytest.mark.system
@@ -123,6 +125,81 @@ def test_a_monitor_in_a_pipe_prints_lines_and_ends_at_a_signal(number: int, tmp_
             assert await process.stderr.receive_some() == b""
             await process.stdout.aclose()
             await process.stderr.aclose()
+
+    trio.run(main)
+
+
+@contextmanager
+def nobody_reads() -> Iterator[int]:
+    """The writing end of a pipe whose reader has gone."""
+    reading, writing = os.pipe()
+    os.close(reading)
+    try:
+        yield writing
+    finally:
+        os.close(writing)
+
+
+@pytest.mark.parametrize("buffered", ["", "1"], ids=["buffered", "unbuffered"])
+@pytest.mark.parametrize(
+    "arguments", [["status"], ["status", "--json"], ["monitor"], ["invite"], ["--help"]], ids=" ".join
+)
+def test_without_a_reader_it_ends_silently(arguments: list[str], buffered: str, tmp_path: Path) -> None:
+    async def main() -> None:
+        home = [] if arguments == ["--help"] else ["--home", str(tmp_path / "home")]
+        async with peers_on_loopback(1) as swarm:
+            await command("status", invite_of(swarm), *home)
+            with nobody_reads() as stdout, trio.fail_after(GENEROUS_S):
+                done = await trio.run_process(
+                    [sys.executable, "-m", "coordinator", *arguments, *home],
+                    stdout=stdout,
+                    capture_stderr=True,
+                    check=False,
+                    env={**os.environ, "PYTHONUNBUFFERED": buffered},
+                )
+            assert done.returncode == NOBODY_READS
+            note = b"only this machine can join by this invite: no other address is known\n"
+            assert done.stderr == (note if arguments == ["invite"] else b"")
+
+    trio.run(main)
+
+
+def test_a_terminal_that_cannot_redraw_gets_lines(tmp_path: Path) -> None:
+    async def main() -> None:
+        async with peers_on_loopback(2) as swarm:
+            master, slave = os.openpty()
+            process = await trio.lowlevel.open_process(
+                [sys.executable, "-m", "coordinator", "monitor", invite_of(swarm), "--home", str(tmp_path / "home")],
+                stdout=slave,
+                stderr=slave,
+                env={**os.environ, "TERM": "dumb"},
+            )
+            os.close(slave)
+            async with trio.lowlevel.FdStream(master) as terminal:
+                seen = b""
+                with trio.fail_after(GENEROUS_S):
+                    while seen.count(b"peers 2 live of 2") < 2:  # a second line: it goes on
+                        seen += await terminal.receive_some()
+                    process.send_signal(signal.SIGINT)
+                    await process.wait()
+            assert b"\x1b" not in seen and process.returncode == 0
+
+    trio.run(main)
+
+
+def test_a_status_that_nobody_answers_shows_how_it_was_and_says_so(tmp_path: Path) -> None:
+    async def main() -> None:
+        home = str(tmp_path / "home")
+        async with peers_on_loopback(3) as swarm:
+            await command("status", invite_of(swarm), "--home", home)
+        text, coded = await command("status", "--home", home), await command("status", "--home", home, "--json")
+        for done in (text, coded):
+            assert done.returncode == 2
+            assert re.fullmatch(rb"error: nobody is reachable at .*; what is shown is [0-9]+s old\n", done.stderr)
+        assert re.match(rb"Nobody answers now. This is how it was [0-9]+s ago:\n", text.stdout)
+        assert b"version 7" in text.stdout and b"peers 0 live of 3" in text.stdout
+        found = json.loads(coded.stdout)
+        assert (found["version"], found["num_live"], found["num_peers"]) == (7, 0, 3)
 
     trio.run(main)
 

@@ -174,6 +174,12 @@ def test_cannot_listen_there(peer: PeerCommand, swarm: SwarmOfProcesses, tmp_pat
     peer.refuses("--config", swarm.config, "--home", tmp_path, "--local", "--listen", listen, because=listen)
 
 
+@pytest.mark.parametrize("announce", ["/ip4/203.0.113.7/udp/4001", "/ip4/127.0.0.1/tcp/4001"])
+def test_others_cannot_dial_that(peer: PeerCommand, swarm: SwarmOfProcesses, tmp_path: Path, announce: str) -> None:
+    peer.refuses("--config", swarm.config, "--home", tmp_path / "home", "--announce", announce, because=announce)
+    assert not (tmp_path / "home").exists()
+
+
 def test_port_taken(peer: PeerCommand, swarm: SwarmOfProcesses, tmp_path: Path, invite: str) -> None:
     port = Invite.parse(invite).addresses[0].split("/")[4]
     listen = f"/ip4/127.0.0.1/tcp/{port}"
@@ -201,7 +207,9 @@ def test_missing_text(peer: PeerCommand, tmp_path: Path, swarm: SwarmOfProcesses
     peer.refuses("--config", config, "--home", tmp_path / "home", because="--data PATH")
 
 
-def test_wrong_text_and_wrong_tokenizer(peer: PeerCommand, tmp_path: Path, swarm: SwarmOfProcesses) -> None:
+def test_wrong_text_and_wrong_tokenizer(
+    peer: PeerCommand, tmp_path: Path, swarm: SwarmOfProcesses, invite: str
+) -> None:
     texts = {"one": "A barn is raised by neighbours. ", "other": "A barn is razed by a storm. "}
     for name, text in texts.items():
         documents = (json.dumps({"text": f"{number}: {text * 20}"}) for number in range(200))
@@ -210,8 +218,9 @@ def test_wrong_text_and_wrong_tokenizer(peer: PeerCommand, tmp_path: Path, swarm
     config = tmp_path / "run.toml"
     config.write_text(swarm.config.read_text().replace("[data]", '[data]\nkind = "files"'))
     right = ("--data", tmp_path / "one.jsonl", "--tokenizer", tmp_path / "one.json")
-    port_taken = ("--listen", "nowhere")  # the run is made, and goes no further
-    peer.refuses("--config", config, "--home", tmp_path / "first", *right, *port_taken, because="nowhere")
+    taken = Invite.parse(invite).addresses[0].partition("/p2p/")[0]
+    port_taken = ("--listen", taken)  # the run is made, and goes no further
+    peer.refuses("--config", config, "--home", tmp_path / "first", *right, *port_taken, because="is taken")
     manifest = tmp_path / "first" / "run.manifest"
     begin = ("--config", manifest, "--home", tmp_path / "second", "--local")
     wrong_text = ("--data", tmp_path / "other.jsonl", "--tokenizer", tmp_path / "one.json")

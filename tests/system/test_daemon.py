@@ -19,8 +19,9 @@ import pytest
 from hivemind.dht.routing import DHTID
 from hivemind.utils.serializer import MSGPackSerializer
 
-from peer.daemon import Daemon, check_port_free, listening_port
+from peer.daemon import Daemon
 from peer.network import MAX_DEATHS, Network, NetworkConfig
+from peer.own_addresses import check_port_free, listening_port
 from peer.socket_dir import SocketDirectory, remove_stale
 from swarm.dht.records import prefix_of, record_key
 from swarm.digest import digest_of

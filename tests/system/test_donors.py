@@ -16,7 +16,7 @@ import torch
 
 from peer.blob_store import BlobStore
 from peer.fault_point import FAULT_ENV
-from peer.home import DATA_ENV, Home, open_home
+from peer.home import Home, open_home
 from peer.main import make_run
 from peer.model import layout_of, meta_model
 from peer.replica import Replica
@@ -25,6 +25,7 @@ from swarm.allreduce.codec import make_codec
 from swarm.allreduce.outer import OuterState, initial_outer_state
 from swarm.allreduce.shared import RunMath, SharedState
 from swarm.chain import ChainState
+from swarm.data_folder import DATA_ENV
 from swarm.digest import digest_of
 from swarm.identity import PeerId
 from swarm.manifest import Manifest

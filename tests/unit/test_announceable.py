@@ -7,7 +7,7 @@ from hypothesis import given
 from hypothesis import strategies as st
 
 from peer.meter import RATE_HALF_LIFE_S, Meter
-from peer.net import announceable
+from peer.own_addresses import announceable
 from swarm.identity import Keypair
 from swarm.messages import MAX_ADDRESSES
 

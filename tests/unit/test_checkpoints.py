@@ -13,6 +13,7 @@ from peer.checkpoints import Checkpoints, is_checkpoint_version
 from peer.disk import room_left
 from peer.model import layout_of, meta_model
 from peer.replica import Version
+from peer.tokenizer_file import byte_tokenizer_file
 from swarm.allreduce.codec import make_codec
 from swarm.allreduce.shared import RunMath, genesis_state, snapshot
 from swarm.config import CheckpointConfig, DataConfig, ModelConfig, RunConfig
@@ -44,7 +45,7 @@ def at(version: Version, number: int) -> Version:
 
 
 def made(folder: Path, run_math: RunMath) -> Checkpoints:
-    return Checkpoints(folder, RUN, CONFIG, run_math.layout, None)
+    return Checkpoints(folder, RUN, CONFIG, run_math.layout, byte_tokenizer_file())
 
 
 def versions_in(folder: Path) -> list[int]:

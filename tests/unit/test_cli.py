@@ -4,6 +4,7 @@ from __future__ import annotations
 
 import os
 import re
+import signal
 import subprocess
 import sys
 from pathlib import Path
@@ -81,6 +82,8 @@ def test_commands() -> None:
         ["new", "--help"],
         ["demo", "--help"],
         ["peer", "--join", "nonsense"],
+        ["peer", "--listen", "4001"],
+        ["peer", "--announce", "/ip4/203.0.113.7/udp/4001"],
         ["new", "/nowhere"],
         ["invite", "--home", "/nowhere"],
     ],
@@ -106,6 +109,33 @@ except SystemExit as ended:
 """
     shown = python("-c", code)
     assert shown.stdout.endswith("heavy: []"), shown
+
+
+@pytest.mark.parametrize(
+    "command", [[*RUN_PEER], [*BARNRAISE, "new", "examples/tiny.toml"], ["-m", "coordinator", "status"]]
+)
+def test_a_data_folder_in_the_way_is_one_line(command: list[str], monkeypatch: pytest.MonkeyPatch) -> None:
+    monkeypatch.setenv("BARNRAISE_DATA", "/dev/null")
+    ended = python(*command)
+    assert ended.returncode == 2 and ended.stdout == ""
+    assert ended.stderr.count("\n") == 1 and "Traceback" not in ended.stderr
+
+
+@pytest.mark.parametrize("buffered", ["", "1"], ids=["buffered", "unbuffered"])
+@pytest.mark.parametrize(
+    "command", [[*BARNRAISE, "--version"], [*BARNRAISE, "new", "--help"], [*RUN_PEER, "--help"]], ids=str
+)
+def test_without_a_reader_it_ends_silently(command: list[str], buffered: str) -> None:
+    reading, writing = os.pipe()
+    os.close(reading)
+    environment = {**os.environ, "PYTHONUNBUFFERED": buffered}
+    try:
+        ended = subprocess.run(
+            [sys.executable, *command], stdout=writing, stderr=subprocess.PIPE, timeout=60, cwd=ROOT, env=environment
+        )
+    finally:
+        os.close(writing)
+    assert (ended.returncode, ended.stderr) == (128 + signal.SIGPIPE, b"")
 
 
 def test_an_option_that_is_not_there_is_refused_by_name() -> None:

@@ -8,9 +8,10 @@ import pytest
 
 from peer.address_book import AddressBook
 from peer.entrance import enter, read_config, refuse_wrong_text
-from peer.home import DATA_ENV, Home, HomeInUse, open_home
+from peer.home import Home, HomeInUse, open_home
 from peer.options import PeerOptions
 from peer.screen import Screen
+from swarm.data_folder import DATA_ENV
 from swarm.errors import ConfigError, DataError, StateError
 from swarm.invite import Invite
 from swarm.manifest import Manifest, sign_manifest

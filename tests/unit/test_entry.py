@@ -13,10 +13,10 @@ import pytest
 ROOT = Path(__file__).resolve().parent.parent.parent
 SPEAKS = """
 import logging, sys, warnings
-from peer.cli import show_any_letter
+from swarm.streams import standard_streams
 from peer.main import set_up_logs
 from peer.screen import Screen
-show_any_letter()
+standard_streams().__enter__()
 screen = Screen(quiet=False, json_events=None)
 set_up_logs(screen)
 for level in (10, 20, 30, 40):

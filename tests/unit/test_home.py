@@ -12,17 +12,18 @@ from pathlib import Path
 import pytest
 
 from peer.home import (
-    DATA_ENV,
     MAX_DEFAULT_HOMES,
     Home,
     HomeInUse,
     last_home,
     open_default_home,
     open_home,
+    refuse_unwritable_data_folder,
     run_folder,
     safe_name,
 )
 from swarm.config import RunConfig
+from swarm.data_folder import DATA_ENV, data_folder
 from swarm.errors import ConfigError, StateError
 from swarm.identity import Keypair
 from swarm.manifest import Manifest, sign_manifest
@@ -158,3 +159,28 @@ def test_good_names(name: str) -> None:
 def test_bad_names(name: str) -> None:
     with pytest.raises(ConfigError, match="--name"):
         safe_name(name)
+
+
+def nobody(uid: int) -> None:
+    """The system's table of users, in a container for instance."""
+    raise KeyError(uid)
+
+
+def test_without_a_home_of_the_user_one_line_says_what_to_set(monkeypatch: pytest.MonkeyPatch) -> None:
+    for name in (DATA_ENV, "XDG_DATA_HOME"):
+        monkeypatch.delenv(name, raising=False)
+    monkeypatch.delenv("HOME")
+    monkeypatch.setattr("pwd.getpwuid", nobody)
+    with pytest.raises(ConfigError, match=f"HOME names no folder.*{DATA_ENV}"):
+        data_folder()
+    assert last_home() is None
+
+
+def test_a_data_folder_that_cannot_be_written_is_one_line(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
+    (tmp_path / "file").touch()
+    for place in (tmp_path / "file", tmp_path / "file" / "data", Path("/proc/barnraise")):
+        monkeypatch.setenv(DATA_ENV, str(place))
+        with pytest.raises(StateError, match=f"^{place}: .*; set {DATA_ENV} to a folder of your own$"):
+            refuse_unwritable_data_folder()
+    monkeypatch.setenv(DATA_ENV, str(tmp_path / "data" / "deep"))
+    refuse_unwritable_data_folder()
