@@ -52,6 +52,15 @@ def refuse_unwritable_data_folder() -> None:
         raise StateError(f"{folder}: {reason}; set {DATA_ENV} to a folder of your own")
 
 
+def refuse_unfit_home(path: Path) -> None:
+    """Raises ConfigError for a --home that is no folder, or that this user cannot make or write."""
+    there = next(folder for folder in (path, *path.absolute().parents) if folder.exists())
+    if not there.is_dir():
+        raise ConfigError(f"--home {path}: {there} is a file; name a folder")
+    if not os.access(there, os.W_OK | os.X_OK):
+        raise ConfigError(f"--home {path}: {there} cannot be written by this user; name another folder")
+
+
 def run_folder(run: Digest) -> Path:
     """The default homes of one run."""
     return data_folder() / "runs" / run.hex()[:16]

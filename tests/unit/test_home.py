@@ -18,6 +18,7 @@ from peer.home import (
     last_home,
     open_default_home,
     open_home,
+    refuse_unfit_home,
     refuse_unwritable_data_folder,
     run_folder,
     safe_name,
@@ -184,3 +185,28 @@ def test_a_data_folder_that_cannot_be_written_is_one_line(tmp_path: Path, monkey
             refuse_unwritable_data_folder()
     monkeypatch.setenv(DATA_ENV, str(tmp_path / "data" / "deep"))
     refuse_unwritable_data_folder()
+
+
+def test_a_home_that_cannot_be_is_refused_by_name(tmp_path: Path) -> None:
+    refuse_unfit_home(tmp_path)
+    refuse_unfit_home(tmp_path / "not" / "yet")
+    (tmp_path / "file").write_text("x")
+    for path in (tmp_path / "file", tmp_path / "file" / "below"):
+        with pytest.raises(ConfigError, match=r"file is a file; name a folder"):
+            refuse_unfit_home(path)
+
+
+def test_a_wrong_home_is_told_at_once(tmp_path: Path) -> None:
+    """It was found out after the text was read and the model made."""
+    (tmp_path / "file").write_text("x")
+    said = subprocess.run(
+        [sys.executable, "-X", "importtime", "run_peer.py", "--local", "--home", str(tmp_path / "file")],
+        capture_output=True,
+        text=True,
+        timeout=60,
+        cwd=ROOT,
+        check=False,
+    )
+    lines = [line for line in said.stderr.splitlines() if not line.startswith("import time:")]
+    assert said.returncode == 2 and len(lines) == 1 and "is a file; name a folder" in lines[0]
+    assert not any(line.split("|")[-1].strip() == "torch" for line in said.stderr.splitlines())
