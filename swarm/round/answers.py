@@ -7,9 +7,12 @@ carry the number of its last heartbeat, and a member's status names the newest o
 from __future__ import annotations
 
 from collections import deque
+from typing import Final
 
 from swarm.identity import PeerId
 from swarm.messages import Answer
+
+MAX_SAID: Final = 256  # numbers of ours that count: far more than are said in the time for which one counts
 
 
 class Answers:
@@ -18,7 +21,9 @@ class Answers:
     def __init__(self, me: PeerId, patience_s: float) -> None:
         self._me = me
         self._patience_s = patience_s  # a word of ours that was repeated counts for so long after it was said
-        self._said: deque[tuple[int, float]] = deque()  # our numbers that are not too old, and when each was said
+        self._said: deque[tuple[int, float]] = deque(
+            maxlen=MAX_SAID
+        )  # not too old: our numbers, and when each was said
         self._heard_s: dict[PeerId, float] = {}  # when the newest number was said that a member has repeated
 
     def say(self, number: int, now_s: float) -> None:

@@ -20,6 +20,7 @@ from swarm.chain import MAX_AGE_VERSIONS, ChainState, apply
 from swarm.config import RoundConfig, RunConfig
 from swarm.digest import Digest, digest_of
 from swarm.messages import HOLDING_NAMED, MAX_HELD, Commit, seal_message
+from swarm.round.answers import MAX_SAID
 from swarm.round.facts import CutDone
 from tests.unit.message_examples import RUN
 from tests.unit.small_swarm import LEASE, START, SmallSwarm, contribution_of, run_clean, state_at
@@ -36,6 +37,7 @@ KEPT_STATES = 3
 FLICKER = 12  # what is under way at one moment is not what is under way at another
 # What fills up to a limit that it states, slowly: held to that limit instead.
 LIMITS = {
+    "Answers._said": MAX_SAID,
     "EventLog._events": KEPT_EVENTS,
     "HeldBlobs._roots": MAX_HELD,
     "PeerStatus.holding": HOLDING_NAMED * (STAYING + COMING_AND_GOING),
