@@ -16,25 +16,24 @@ from typing import Annotated, Final
 
 import typer
 
+from peer.commands import is_script
 from peer.shadow import check_own_swarm
 
 check_own_swarm()
 
-_PEER_HELP = """
+_PEER_HELP: Final = """
 Train with one GPU (or CPU) in a swarm of volunteers.
 
 Without options, start a run on the embedded text and print its invite, or resume the last one.
 
 Examples:
-
-  python run_peer.py                                 start a run, or resume the last one
-
-  python run_peer.py --join barnraise1-...           join a run by its invite
-
-  python run_peer.py --new --config my-run.toml      start a run of your own design
-
-  python run_peer.py --local --rounds 5              try it on this machine alone, five rounds
 """
+_PEER_EXAMPLES: Final = (
+    ("", "start a run, or resume the last one"),
+    (" --join barnraise1-...", "join a run by its invite"),
+    (" --new --config my-run.toml", "start a run of your own design"),
+    (" --local --rounds 5", "try it on this machine alone, five rounds"),
+)
 
 MONITOR_RUN: Final = "run"  # a file in the home of a monitor, and of no peer
 _LAST_WORDS_S: Final = 0.5
@@ -141,7 +140,8 @@ def peer(
     _end(run_peer(options))
 
 
-peer.__doc__ = _PEER_HELP
+_started_as = "python run_peer.py" if is_script() else "barnraise peer"
+peer.__doc__ = _PEER_HELP + "".join(f"\n  {_started_as + words:<50} {what}\n" for words, what in _PEER_EXAMPLES)
 app.command("peer")(peer)
 
 
