@@ -23,7 +23,7 @@ import trio
 from coordinator.archive import Archive, ToldEvent
 from coordinator.ask import TIMEOUT_S, Asker, Way
 from coordinator.view import MAX_PEERS, Happened, Seen, Trouble
-from swarm.address import parse_address
+from swarm.address import parse_address, worth_dialling
 from swarm.digest import Digest, digest_of
 from swarm.errors import MalformedBytes, NetworkError, Refusal, RemoteError, Unreachable
 from swarm.identity import Keypair, PeerId
@@ -156,7 +156,7 @@ class Collector:
         while True:
             if all(target.failures for target in self._targets.values()):
                 rounds += 1
-                book = dict.fromkeys([*addresses, *self._archive.address_book()[:MAX_KNOCKS]])
+                book = worth_dialling([*addresses, *self._archive.address_book()[:MAX_KNOCKS]])
                 async with trio.open_nursery() as nursery:
                     for address in book:
                         nursery.start_soon(self._knock_at, address)

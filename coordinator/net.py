@@ -14,6 +14,7 @@ from __future__ import annotations
 
 import ipaddress
 import logging
+import os
 from collections.abc import AsyncIterator, Sequence
 from contextlib import asynccontextmanager
 from typing import TYPE_CHECKING, Any, Final
@@ -88,7 +89,7 @@ class Libp2pTransport:
                 await self._dial(parsed)
             self._remember(parsed)
             return parsed.peer
-        raise TimedOut(f"{parsed.host}:{parsed.port} did not answer within {timeout_s:g} s")
+        raise TimedOut(f"no answer within {timeout_s:g} s")
 
     async def request(self, to: PeerId, payload: bytes, *, timeout_s: float) -> bytes:
         """One exchange; a lost connection is dialled anew at the addresses that worked before; see Transport."""
@@ -144,7 +145,7 @@ class Libp2pTransport:
                 try:
                     return await self._dial(address)
                 except Unreachable as error:
-                    reasons.append(str(error))
+                    reasons.append(f"{address.host}:{address.port}: {error}")
         raise Unreachable("; ".join(reasons) or f"no address of {peer} is known")
 
     async def _dial(self, address: Address) -> Connection:
@@ -154,7 +155,9 @@ class Libp2pTransport:
             tcp = await trio.open_tcp_stream(address.host, address.port)
         except OSError as error:
             cause = first_of(OSError, error.__cause__ or error) or error  # trio groups the errors of several addresses
-            raise Unreachable(f"{address.host}:{address.port}: {cause.strerror or cause}") from None
+            number = cause.errno or 0  # below 0: a name was not found
+            reason = os.strerror(number) if number > 0 else cause.strerror or str(cause)
+            raise Unreachable(reason.lower()) from None
         return await self._secure(tcp, address.peer)
 
     async def _accept(self, tcp: trio.SocketStream) -> None:
@@ -193,8 +196,12 @@ class Libp2pTransport:
             await trio.aclose_forcefully(tcp)
             if isinstance(error, BarnraiseError) or not isinstance(error, Exception):
                 raise
-            who = dialled or "an unknown peer"
-            raise Unreachable(f"no handshake with {who} ({type(error).__name__})") from None
+            reason = (
+                "no answer"
+                if isinstance(error, trio.TooSlowError)
+                else "another peer, or something else, answers there"
+            )
+            raise Unreachable(reason) from None
 
     async def _keep(self, connection: Connection, *, task_status: TaskStatus[None]) -> None:
         self._connections[connection.peer] = connection

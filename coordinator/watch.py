@@ -21,6 +21,7 @@ from coordinator.home import Home
 from coordinator.net import Libp2pTransport, open_transport
 from coordinator.summary import Summary, summarize
 from coordinator.view import SwarmView, Trouble, fold, said_here
+from swarm.address import nobody_answers
 from swarm.errors import Unreachable
 from swarm.identity import PeerId
 
@@ -77,13 +78,7 @@ class Watch:
                 nursery.cancel_scope.cancel()
         if self.collector.reached.is_set():
             return
-        tried = [f"{address} ({reason})" for address, reason in sorted(self.collector.tried.items())]
-        if not tried:
-            raise Unreachable("nobody is reachable: no address is known; ask a peer of the run for a new invite")
-        more = f" and {len(tried) - 4} more" if len(tried) > 4 else ""
-        raise Unreachable(
-            f"nobody is reachable at {', '.join(tried[:4])}{more}; ask a peer of the run for a new invite"
-        )
+        raise Unreachable(nobody_answers(dict(sorted(self.collector.tried.items()))))
 
     async def settled(self) -> None:
         """Returns once a peer has answered and those it told of were asked too, or were given their time."""

@@ -16,17 +16,19 @@ from typing import Annotated, Final
 
 import typer
 
+from peer.commands import is_script
 from peer.shadow import check_own_swarm
 
 check_own_swarm()
 
-# \\b keeps the lines of an example apart
-_PEER_EXAMPLES: Final = """\b
+# \b keeps the lines of an example apart
+_PEER: Final = "python run_peer.py" if is_script() else "barnraise peer"  # as it is there to be run
+_PEER_EXAMPLES: Final = f"""\b
 Examples:
-  python run_peer.py                              start a run, or resume the last one
-  python run_peer.py --join barnraise1-...        join a run by its invite
-  python run_peer.py --new --config my-run.toml   start a run of your own design
-  python run_peer.py --local --rounds 5           try it on this machine alone, five rounds"""
+  {_PEER}                              start a run, or resume the last one
+  {_PEER} --join barnraise1-...        join a run by its invite
+  {_PEER} --new --config my-run.toml   start a run of your own design
+  {_PEER} --local --rounds 5           try it on this machine alone, five rounds"""
 _NEW_EXAMPLES: Final = """\b
 Examples:
   barnraise new my-run.toml -o run.manifest

@@ -11,10 +11,14 @@ from pathlib import Path
 _SCRIPT = "run_peer.py"
 
 
+def is_script() -> bool:
+    """Whether this process was started by the script of a checkout, which an installed wheel does not have."""
+    return Path(sys.argv[0]).name == _SCRIPT
+
+
 def peer_command(*words: object) -> str:
     """The command that runs a peer, as this process was started: `run_peer.py` of a checkout, or `barnraise peer`."""
-    script = sys.argv[0] if Path(sys.argv[0]).name == _SCRIPT else ""
-    return _line([*([_short(sys.executable), script] if script else [*_barnraise(), "peer"]), *words])
+    return _line([*([_short(sys.executable), sys.argv[0]] if is_script() else [*_barnraise(), "peer"]), *words])
 
 
 def barnraise_command(*words: object) -> str:

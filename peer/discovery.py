@@ -16,6 +16,7 @@ from peer.address_book import AddressBook
 from peer.clock import awake_or_asleep_s
 from peer.fetch import Asker
 from peer.network import Network
+from swarm.address import worth_dialling
 from swarm.dht.records import prefixes_to_read
 from swarm.errors import BarnraiseError, NetworkError, RemoteError, StateError
 from swarm.events import Event, PeerMisbehaved
@@ -88,7 +89,7 @@ class Discovery:
         whoever answers that we are here."""
         await self._meet(tuple(self._network.transport.known))
         with contextlib.suppress(NetworkError, RemoteError):
-            await self._meet(await self._network.connect_all(self._book.addresses()[:_DIALLED_AT_ONCE]))
+            await self._meet(await self._network.connect_all(worth_dialling(self._book.addresses())[:_DIALLED_AT_ONCE]))
 
     async def _meet(self, peers: Sequence[PeerId]) -> None:
         """Asks peers whom they know, and tells all of them of us."""

@@ -15,6 +15,7 @@ from peer.home import Home, HomeInUse, cache_folder, last_home, open_default_hom
 from peer.options import PeerOptions
 from peer.run_file import read_run_file
 from peer.screen import Screen
+from swarm.address import worth_dialling
 from swarm.config import DataConfig, RunConfig
 from swarm.digest import Digest
 from swarm.errors import StateError
@@ -125,14 +126,17 @@ def enter(options: PeerOptions, screen: Screen) -> Entrance:
     except BaseException:
         home.release()
         raise
-    return Entrance(home, manifest.run_id, manifest, AddressBook(home.book).addresses(), is_new=known is None)
+    return Entrance(
+        home, manifest.run_id, manifest, worth_dialling(AddressBook(home.book).addresses()), is_new=known is None
+    )
 
 
 def _resume(home: Home) -> Entrance:
     try:
         manifest = home.manifest()
         assert manifest is not None
-        return Entrance(home, manifest.run_id, manifest, AddressBook(home.book).addresses(), is_new=False)
+        known = worth_dialling(AddressBook(home.book).addresses())
+        return Entrance(home, manifest.run_id, manifest, known, is_new=False)
     except BaseException:
         home.release()
         raise
@@ -148,7 +152,7 @@ def _resume_last(path: Path, options: PeerOptions) -> Entrance:
     assert manifest is not None
     home = open_default_home(manifest.run_id, options.name)
     home.note = f"{path.name} is running already: this one is {home.path.name}, at home in {home.path}"
-    known = (*running.own_addresses(), *AddressBook(home.book).addresses())
+    known = (*running.own_addresses(), *worth_dialling(AddressBook(home.book).addresses()))
     return Entrance(home, manifest.run_id, manifest, tuple(dict.fromkeys(known)), is_new=False)
 
 
@@ -163,5 +167,5 @@ def _enter_by_invite(invite: Invite, options: PeerOptions) -> Entrance:
     except BaseException:
         home.release()
         raise
-    known = AddressBook(home.book).addresses()
-    return Entrance(home, invite.run, manifest, tuple(dict.fromkeys([*invite.addresses, *known])), is_new=False)
+    known = worth_dialling([*invite.addresses, *AddressBook(home.book).addresses()])
+    return Entrance(home, invite.run, manifest, known, is_new=False)

@@ -164,9 +164,10 @@ class HivemindTransport:
             async with asyncio.timeout(timeout_s):
                 await control.connect(parsed)
         except TimeoutError:
-            raise TimedOut(f"{address} did not answer within {timeout_s:g} s") from None
+            raise TimedOut(f"{address}: no answer within {timeout_s:g} s") from None
         except (OSError, EOFError, DaemonRefused, ValueError) as error:
-            raise Unreachable(f"{address}: {_plain(error)}") from None
+            log.debug("%s: %s", address, error)
+            raise Unreachable(f"{address}: {_in_words(str(error))}") from None
         self.known[parsed.peer] = parsed
         self.known.move_to_end(parsed.peer)
         while len(self.known) > MAX_KNOWN:
@@ -272,6 +273,27 @@ class HivemindTransport:
                 writer.write(framed)
                 await writer.drain()
         self._count(self._up, len(framed))
+
+
+# What libp2p says of a dial in vain, among its own names and numbers; and what that means.
+_DIALS_IN_VAIN: Final = (
+    ("connection refused", "connection refused"),
+    ("dial backoff", "it did not answer a moment ago"),
+    ("no route to host", "no way leads there"),
+    ("network is unreachable", "no way leads there"),
+    ("i/o timeout", "no answer"),
+    ("deadline exceeded", "no answer"),
+    ("peer id mismatch", "another peer answers there"),
+    ("dial to self", "that is this peer itself"),
+    ("no such host", "there is no such name"),
+    ("failed to negotiate", "something else than a peer of a run answers there"),
+    ("no good addresses", "this machine cannot dial such an address"),
+)
+
+
+def _in_words(said: str) -> str:
+    """Why a dial was in vain, from what the daemon said of it."""
+    return next((words for sign, words in _DIALS_IN_VAIN if sign in said.lower()), "it could not be dialled")
 
 
 def _plain(error: Exception) -> str:

@@ -28,7 +28,7 @@ from peer.dht import Noticeboard
 from peer.net import INCOMING_SOCKET, HivemindTransport
 from peer.own_addresses import with_port
 from peer.socket_dir import SocketDirectory
-from swarm.address import parse_address
+from swarm.address import nobody_answers, parse_address
 from swarm.digest import Digest
 from swarm.errors import BarnraiseError, NetworkError, RemoteError, Unreachable, UserError
 from swarm.identity import Keypair, PeerId
@@ -160,15 +160,14 @@ class Network:
     async def connect_all(self, addresses: tuple[str, ...]) -> tuple[PeerId, ...]:
         """Dials all addresses at once, each with its own time-out, and makes the DHT nodes there known to ours.
 
-        Returns who answered. Raises Unreachable, with each address and its reason, when there are addresses and none answers.
+        Returns who answered. Raises Unreachable, with addresses and reasons, when there are addresses and none answers.
         """
         async with asyncio.TaskGroup() as dials:
             tasks = [dials.create_task(self._dial(address)) for address in addresses]
         results = [task.result() for task in tasks]
         answered = tuple(dict.fromkeys(result for result in results if isinstance(result, PeerId)))
         if addresses and not answered:
-            reasons = (f"{address}: {result}" for address, result in zip(addresses, results, strict=True))
-            raise Unreachable("nobody answers: " + "; ".join(reasons))
+            raise Unreachable(nobody_answers({one: str(why) for one, why in zip(addresses, results, strict=True)}))
         await asyncio.gather(*(self.board.introduce(peer) for peer in answered))
         return answered
 

@@ -25,6 +25,7 @@ from peer.network import Network, NetworkConfig
 from peer.own_addresses import announced
 from peer.screen import Screen
 from peer.serve import Server
+from swarm.address import worth_dialling
 from swarm.digest import Digest
 from swarm.errors import NetworkError, RemoteError, StateError
 from swarm.identity import Keypair, PeerId
@@ -143,7 +144,7 @@ def run_relay(
                 NetworkConfig(
                     listen=(listen,),
                     announce=announced(announce, own.keypair().peer_id, local=False),
-                    bootstrap=AddressBook(own.book).addresses(),
+                    bootstrap=worth_dialling(AddressBook(own.book).addresses()),
                     must_reach=False,
                     local=False,
                 ),

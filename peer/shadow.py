@@ -15,6 +15,6 @@ def check_own_swarm() -> None:
     if found != own:
         sys.stderr.write(
             f"barnraise: another package named `swarm` stands in the way: {found or 'nothing importable'}; "
-            f"ours is {own}. Install barnraise into a virtual environment of its own (make setup).\n"
+            f"ours is {own}. Install barnraise into a virtual environment of its own.\n"
         )
         raise SystemExit(2)

@@ -8,6 +8,7 @@ from __future__ import annotations
 
 import ipaddress
 import re
+from collections.abc import Iterable, Mapping
 from dataclasses import dataclass
 from enum import IntEnum
 from typing import Final, Literal, get_args
@@ -18,6 +19,7 @@ from swarm.identity import PeerId
 HostKind = Literal["ip4", "ip6", "dns", "dns4", "dns6"]
 MAX_ADDRESS_BYTES: Final = 160  # a DNS name of 86 letters fits; a status has room for eight of them
 _KINDS: Final = get_args(HostKind)
+_MAX_TOLD: Final = 4  # addresses that nobody answered at, in a line for people
 _PORT: Final = re.compile(r"0|[1-9][0-9]{0,4}", re.ASCII)
 _HOME_NETWORKS: Final = tuple(
     ipaddress.ip_network(text)
@@ -123,3 +125,35 @@ def _port(text: str) -> int:
     if not _PORT.fullmatch(text) or int(text) > 65535:
         raise MalformedBytes(f"{text!r} is not a TCP port from 1 to 65535")
     return int(text)
+
+
+def worth_dialling(addresses: Iterable[str]) -> tuple[str, ...]:
+    """Those of an invite or an address book that may lead to their peers, each once; what is no address falls out.
+
+    A loopback address leads to its peer on that peer's own machine alone, and anywhere else to whatever runs there. Where
+    there are others it is left out; where there are none, that machine may be this one.
+    """
+    found: dict[str, Scope] = {}
+    for text in addresses:
+        try:
+            address = parse_address(text)
+        except MalformedBytes:
+            continue
+        found[str(address)] = address.scope
+    farther = tuple(text for text, scope in found.items() if scope is not Scope.MACHINE)
+    return farther or tuple(found)
+
+
+def nobody_answers(reasons: Mapping[str, str]) -> str:
+    """What to tell people when nobody answered at any of these addresses, each with its reason."""
+    if not reasons:
+        return "nobody answers: no address is known; ask a peer of the run for a fresh invite"
+    tried = [f"{address.partition('/p2p/')[0]} ({reason})" for address, reason in reasons.items()]
+    more = f" and {len(tried) - _MAX_TOLD} more" if len(tried) > _MAX_TOLD else ""
+    hint = "are those peers running? Ask a member for a fresh invite (barnraise invite)"
+    if all(parse_address(address).scope is Scope.MACHINE for address in reasons):
+        hint = (
+            "such an address leads to a peer on the same machine only: is it running here? "
+            "On another machine you need the invite of a peer that was started without --local"
+        )
+    return f"nobody answers at {', '.join(tried[:_MAX_TOLD])}{more}; {hint}"

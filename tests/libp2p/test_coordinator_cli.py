@@ -195,7 +195,7 @@ def test_a_status_that_nobody_answers_shows_how_it_was_and_says_so(tmp_path: Pat
         text, coded = await command("status", "--home", home), await command("status", "--home", home, "--json")
         for done in (text, coded):
             assert done.returncode == 2
-            assert re.fullmatch(rb"error: nobody is reachable at .*; what is shown is [0-9]+s old\n", done.stderr)
+            assert re.fullmatch(rb"error: nobody answers at .*; what is shown is [0-9]+s old\n", done.stderr)
         assert re.match(rb"Nobody answers now. This is how it was [0-9]+s ago:\n", text.stdout)
         assert b"version 7" in text.stdout and b"peers 0 live of 3" in text.stdout
         found = json.loads(coded.stdout)
@@ -213,8 +213,13 @@ def test_mistakes_are_one_line_and_exit_code_2(tmp_path: Path) -> None:
             cases = {
                 ("status", "barnraise1-abc"): "cut short or mistyped",
                 ("status", "hello"): "is not an invite",
-                ("status", Invite(RUN, (nobody,)).encode(), "--home", str(tmp_path / "a")): f"at {nobody} (127.0.0.1:1",
-                ("monitor", foreign, "--home", str(tmp_path / "b")): "nobody is reachable",
+                (
+                    "status",
+                    Invite(RUN, (nobody,)).encode(),
+                    "--home",
+                    str(tmp_path / "a"),
+                ): "nobody answers at /ip4/127.0.0.1/tcp/1 (connection refused); such an address",
+                ("monitor", foreign, "--home", str(tmp_path / "b")): "nobody answers at",
                 ("monitor", foreign, "--home", str(tmp_path / "known")): "belongs to run",
                 ("status", "--home", str(tmp_path / "empty")): "pass the invite",
                 ("pull", str(tmp_path / "out"), "--version", "9", "--home", str(tmp_path / "known")): "version 9",

@@ -282,8 +282,10 @@ def test_only_dead_bootstrap_addresses_are_each_named(sockets_parent: Path, dead
         with pytest.raises(Unreachable) as caught:
             async with Network(ALICE, RUN, NetworkConfig(sockets_parent=sockets_parent, bootstrap=dead)):
                 pass
-        assert all(f"{address}: " in str(caught.value) for address in dead)
-        assert str(caught.value).count("refused") == 2
+        tried = [f"{address.partition('/p2p/')[0]} (connection refused)" for address in dead]
+        assert str(caught.value).startswith(
+            f"nobody answers at {tried[0]}, {tried[1]}; such an address leads to a peer on"
+        )
 
     run(main)
 

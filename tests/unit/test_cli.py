@@ -50,13 +50,16 @@ def options_in(text: str) -> set[str]:
     return set(re.findall(r"^\W*(?:-\w,? +)?(--[a-z][a-z-]*)", text, re.MULTILINE))
 
 
-@pytest.mark.parametrize("command", [RUN_PEER, [*BARNRAISE, "peer"]], ids=["run_peer.py", "barnraise peer"])
-def test_options_of_a_peer(command: list[str]) -> None:
+@pytest.mark.parametrize(
+    ("command", "typed"), [(RUN_PEER, "python run_peer.py"), ([*BARNRAISE, "peer"], "barnraise peer")], ids=str
+)
+def test_options_of_a_peer(command: list[str], typed: str) -> None:
     shown = python(*command, "--help")
     assert shown.returncode == 0 and shown.stderr == ""
     assert options_in(shown.stdout) == PEER_OPTIONS
-    assert "python run_peer.py --join barnraise1-" in shown.stdout
-    assert "python run_peer.py --local --rounds 5" in shown.stdout
+    examples = re.findall(r"^ *((?:python run_peer\.py|barnraise).*?)(?:  .*)?$", shown.stdout, re.MULTILINE)
+    options = ("", " --join barnraise1-...", " --new --config my-run.toml", " --local --rounds 5")
+    assert examples == [typed + words for words in options]
 
 
 def test_options_of_new() -> None:

@@ -11,6 +11,7 @@ from peer.entrance import enter, read_config, refuse_wrong_text
 from peer.home import Home, HomeInUse, open_home
 from peer.options import PeerOptions
 from peer.screen import Screen
+from swarm import wire
 from swarm.data_folder import DATA_ENV
 from swarm.errors import ConfigError, DataError, StateError
 from swarm.invite import Invite
@@ -79,13 +80,25 @@ def test_an_invite_brings_its_addresses_and_those_of_the_book(tmp_path: Path, sc
     (tmp_path / "home").mkdir()
     book = AddressBook(tmp_path / "home" / "peers.book")
     from peer.data.cache import write_atomically
-    from swarm import wire
 
     assert book.addresses() == ()
     write_atomically(tmp_path / "home" / "peers.book", wire.encode([OTHER, ADDRESS]))
     entered = enter(PeerOptions(join=Invite(run, (ADDRESS,)).encode(), home=tmp_path / "home"), screen)
     assert (entered.run, entered.manifest, entered.bootstrap) == (run, None, (ADDRESS, OTHER))
     entered.home.release()
+
+
+def test_a_loopback_address_of_the_invite_or_the_book_is_used_where_there_is_no_other(
+    tmp_path: Path, screen: Screen
+) -> None:
+    run, here = manifest_named("one").run_id, ADDRESS.replace("10.0.0.1", "127.0.0.1")
+    options = PeerOptions(join=Invite(run, (here,)).encode(), home=tmp_path / "home")
+    for known, used in (([], (here,)), ([OTHER, here], (OTHER,))):
+        (tmp_path / "home").mkdir(exist_ok=True)
+        (tmp_path / "home" / "peers.book").write_bytes(wire.encode(known))
+        entered = enter(options, screen)
+        assert entered.bootstrap == used
+        entered.home.release()
 
 
 def test_a_home_of_another_run_is_refused_and_free_again(tmp_path: Path, screen: Screen, config_path: Path) -> None:

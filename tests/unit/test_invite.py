@@ -11,7 +11,7 @@ import pytest
 from hypothesis import given
 from hypothesis import strategies as st
 
-from swarm.address import Scope, parse_address
+from swarm.address import Scope, nobody_answers, parse_address, worth_dialling
 from swarm.digest import Digest, digest_of
 from swarm.errors import ConfigError, MalformedBytes
 from swarm.identity import PeerId
@@ -201,3 +201,25 @@ def test_many_members_share_the_room_of_an_invite() -> None:
     chosen, _ = choose_addresses(members, [])
     assert len({parse_address(one).peer for one in chosen}) == MAX_MEMBERS
     assert len(Invite(RUN, chosen).addresses) == MAX_ADDRESSES
+
+
+HERE = LAN.replace("192.168.1.7", "127.0.0.1")
+HERE_TOO = f"/dns4/localhost/tcp/1/p2p/{PEER.base58}"
+
+
+def test_the_loopback_of_somebody_else_is_not_dialled() -> None:
+    assert worth_dialling([HERE, LAN, HERE_TOO, "no address", LAN, PUBLIC]) == (LAN, PUBLIC)
+    assert worth_dialling([HERE, HERE_TOO, HERE]) == (HERE, HERE_TOO), "that machine may be this one"
+    assert worth_dialling([]) == ()
+
+
+def test_what_is_told_when_nobody_answers_names_the_reasons_and_what_to_do() -> None:
+    said = nobody_answers({LAN: "connection refused", PUBLIC: "no answer within 10 s"})
+    assert said.startswith(
+        "nobody answers at /ip4/192.168.1.7/tcp/4001 (connection refused), "
+        "/ip6/2001:db8::1/tcp/65535 (no answer within 10 s); are those peers running?"
+    )
+    assert "same machine" not in said and "same machine" in nobody_answers({HERE: "connection refused"})
+    many = {LAN.replace("4001", str(port)): "no answer" for port in range(1, 17)}
+    assert "(no answer) and 12 more; " in nobody_answers(many)
+    assert "no address is known" in nobody_answers({})
