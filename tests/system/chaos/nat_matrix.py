@@ -80,6 +80,8 @@ def _try(cell: NatCell, folder: Path, launcher: Launcher, run: NatRun) -> NatRes
         with Lab() as lab, NatArena(folder, launcher, run, lab, cell.order) as arena:
             outcome = try_nat_cell(arena, cell)
     except AssertionError as error:
+        if _was_stopped(error):  # what the clean-up then found missing is no outcome
+            raise KeyboardInterrupt from None
         folder.mkdir(parents=True, exist_ok=True)
         (folder / "failure.txt").write_text(traceback.format_exc())
         outcome.faults.append((str(error) or "something is left behind").splitlines()[0])
@@ -87,6 +89,12 @@ def _try(cell: NatCell, folder: Path, launcher: Launcher, run: NatRun) -> NatRes
     if result.held:
         shutil.rmtree(folder)
     return result
+
+
+def _was_stopped(error: BaseException | None) -> bool:
+    while error is not None and not isinstance(error, KeyboardInterrupt):
+        error = error.__context__
+    return error is not None
 
 
 def nat_summary(results: Sequence[NatResult]) -> list[str]:
