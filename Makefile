@@ -3,6 +3,8 @@ PYTHON ?= python3.11
 VENV   := .venv
 PY     := $(VENV)/bin/python
 STAMP  := $(VENV)/.installed
+# On a terminal pip says what it does; in a pipe the three lines below are enough.
+PIP    := $(PY) -m pip install --disable-pip-version-check $(shell [ -t 2 ] || echo --quiet)
 
 .PHONY: help setup demo demo-short test sim scale mutants soak chaos sigstop lint format typecheck clean
 
@@ -15,11 +17,17 @@ setup: $(STAMP) ## create .venv and install everything that requirements.lock pi
 # needs GMP headers to build, by 4.0.0, which has wheels. The second line adds nothing to a CPU build of torch and
 # pulls the CUDA libraries that a CUDA build needs.
 $(STAMP): requirements.lock pyproject.toml
-	$(PYTHON) -m venv $(VENV)
-	$(PY) -m pip install --quiet --no-deps --disable-pip-version-check -r requirements.lock
-	$(PY) -m pip install --quiet --disable-pip-version-check -c requirements.lock torch==2.13.0
-	$(PY) -m pip install --quiet --disable-pip-version-check --no-deps --no-build-isolation -e .
+	@$(PYTHON) -c 'import sys; sys.exit(sys.version_info < (3, 11))' || { echo "Python 3.11 or newer is needed: make PYTHON=python3.12 $(MAKECMDGOALS)" >&2; exit 2; }
+	@echo "setting up $(VENV), once: about 120 packages, 1.7 GB on disk, one to three minutes"
+	@$(PYTHON) -m venv $(VENV)
+	@echo "  1/3  torch, hivemind and the others that requirements.lock pins ..."
+	@$(PIP) --no-deps -r requirements.lock
+	@echo "  2/3  what a CUDA build of torch needs besides, if it is one ..."
+	@$(PIP) -c requirements.lock torch==2.13.0
+	@echo "  3/3  barnraise itself ..."
+	@$(PIP) --no-deps --no-build-isolation -e .
 	@touch $(STAMP)
+	@echo "ready. Next: make demo, or $(VENV)/bin/barnraise --help"
 
 demo: $(STAMP) ## raise a local swarm of real processes on real text and show it
 	$(VENV)/bin/barnraise demo

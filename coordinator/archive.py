@@ -22,8 +22,10 @@ from swarm.identity import PeerId
 SCHEMA_VERSION: Final = 1
 MAX_EVENTS: Final = 1_000_000
 MAX_EVENTS_PER_PEER: Final = 100_000  # about a week of rounds, one every 10 s, from one peer
+MAX_STATUSES: Final = 4096  # peers; those not seen for longest go first
 MAX_BOOK: Final = 4096  # addresses; those not reached for longest go first
 _PRUNE_EVERY: Final = 1000  # insertions
+_PRUNE_PUT_EVERY: Final = 64  # statuses, or peers' addresses: looking for the oldest takes milliseconds
 _SCHEMA: Final = """
 CREATE TABLE meta (key TEXT PRIMARY KEY, value BLOB NOT NULL) WITHOUT ROWID;
 CREATE TABLE events (
@@ -63,7 +65,7 @@ class Archive:
     def __init__(self, path: Path, run: Digest) -> None:
         """Opens or creates the file. Raises StateError when it is damaged, of another run, or of a newer program."""
         self._path = path
-        self._inserted = 0
+        self._inserted = self._put = self._noted = 0
         try:
             path.parent.mkdir(parents=True, exist_ok=True)
             self._db = sqlite3.connect(path, timeout=5.0, isolation_level=None)
@@ -158,10 +160,18 @@ class Archive:
                 "seen_at_s = excluded.seen_at_s, sealed = excluded.sealed WHERE excluded.beat >= beat",
                 (peer.raw, beat, seen_at_s, sealed),
             )
+            self._put += 1
+            if self._put % _PRUNE_PUT_EVERY == 0:
+                self._db.execute(
+                    "DELETE FROM statuses WHERE peer NOT IN (SELECT peer FROM statuses ORDER BY seen_at_s DESC LIMIT ?)",
+                    (MAX_STATUSES,),
+                )
 
     def statuses(self) -> list[tuple[float, bytes]]:
         """When each peer was last seen, and its sealed status; the newest first."""
-        return list(self._db.execute("SELECT seen_at_s, sealed FROM statuses ORDER BY seen_at_s DESC LIMIT 4096"))
+        return list(
+            self._db.execute("SELECT seen_at_s, sealed FROM statuses ORDER BY seen_at_s DESC LIMIT ?", (MAX_STATUSES,))
+        )
 
     def note_addresses(self, peer: PeerId, addresses: Iterable[str], at_s: float, *, reached: bool = False) -> None:
         """Remembers where a peer says it is, or where it was reached."""
@@ -171,15 +181,19 @@ class Archive:
                 "heard_at_s = ?3, reached_at_s = max(reached_at_s, ?4)",
                 [(address, peer.raw, at_s, at_s if reached else 0.0) for address in addresses],
             )
-            self._db.execute(
-                "DELETE FROM addresses WHERE address NOT IN "
-                "(SELECT address FROM addresses ORDER BY reached_at_s DESC, heard_at_s DESC LIMIT ?)",
-                (MAX_BOOK,),
-            )
+            self._noted += 1
+            if self._noted % _PRUNE_PUT_EVERY == 0:
+                self._db.execute(
+                    "DELETE FROM addresses WHERE address NOT IN "
+                    "(SELECT address FROM addresses ORDER BY reached_at_s DESC, heard_at_s DESC LIMIT ?)",
+                    (MAX_BOOK,),
+                )
 
     def address_book(self) -> list[str]:
         """Addresses to try, the ones reached last first."""
-        found = self._db.execute("SELECT address FROM addresses ORDER BY reached_at_s DESC, heard_at_s DESC")
+        found = self._db.execute(
+            "SELECT address FROM addresses ORDER BY reached_at_s DESC, heard_at_s DESC LIMIT ?", (MAX_BOOK,)
+        )
         return [address for (address,) in found]
 
     def reached(self, since_s: float) -> dict[PeerId, list[str]]:

@@ -22,12 +22,13 @@ app = typer.Typer(
 )
 
 _HomeOption = Annotated[
-    Path | None, typer.Option("--home", help="Folder for history and key. Default: one a run, in your data folder.")
+    Path | None,
+    typer.Option("--home", metavar="DIR", help="Folder for history and key. Default: one a run, in your data folder."),
 ]
 _InviteArgument = Annotated[
-    str | None, typer.Argument(help="The run's invite; not needed when the run was watched before.")
+    str | None, typer.Argument(metavar="INVITE", help="The run's invite; not needed when the run was watched before.")
 ]
-_InviteOption = Annotated[str | None, typer.Option("--invite", help="The same as INVITE.")]
+_InviteOption = Annotated[str | None, typer.Option("--invite", metavar="INVITE", help="The same as INVITE.")]
 _OnceOption = Annotated[bool, typer.Option("--once", help="Look once, print, end.")]
 _JsonOption = Annotated[bool, typer.Option("--json", help="Print JSON; its keys are stable.")]
 # \b keeps the lines of an example apart
@@ -115,7 +116,7 @@ def status(
 
 @app.command(epilog=_PULL_EXAMPLES)
 def pull(
-    out_dir: Annotated[Path, typer.Argument(help="An empty directory, or one with an earlier try.")],
+    out_dir: Annotated[Path, typer.Argument(metavar="DIR", help="An empty directory, or one with an earlier try.")],
     invite: _InviteArgument = None,
     invite_option: _InviteOption = None,
     home: _HomeOption = None,
@@ -169,4 +170,4 @@ def _show(invite: str | None, home: Path | None, *, is_once: bool, is_json: bool
 def main() -> None:
     """The entry point of `python -m coordinator`."""
     with standard_streams():
-        app()
+        app(prog_name="barnraise")

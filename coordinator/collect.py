@@ -22,7 +22,7 @@ import trio
 
 from coordinator.archive import Archive, ToldEvent
 from coordinator.ask import TIMEOUT_S, Asker, Way
-from coordinator.view import Happened, Seen, Trouble
+from coordinator.view import MAX_PEERS, Happened, Seen, Trouble
 from swarm.address import parse_address, worth_dialling
 from swarm.digest import Digest, digest_of
 from swarm.errors import MalformedBytes, NetworkError, Refusal, RemoteError, Unreachable
@@ -79,6 +79,17 @@ class _Target:
     wake: trio.Event = field(default_factory=trio.Event)
 
 
+@dataclass(frozen=True, slots=True)
+class _Heard:
+    """The last beat of a peer that we know, and when the archive was given a status of it."""
+
+    beat: int
+    stored_at_s: float
+
+
+_NEVER: Final = _Heard(-1, -math.inf)
+
+
 class Collector:
     """Keeps `on_item` and the archive told of a swarm. `run` ends only when it is cancelled."""
 
@@ -99,8 +110,7 @@ class Collector:
         self._wall_s = wall_s
         self._asker = Asker(transport, keypair, run, wall_s)
         self._targets: dict[PeerId, _Target] = {}
-        self._beats: dict[PeerId, int] = {}
-        self._stored_at_s: dict[PeerId, float] = {}
+        self._heard: OrderedDict[PeerId, _Heard] = OrderedDict()  # those heard of last at the end
         self._checked: OrderedDict[bytes, PeerStatus] = OrderedDict()
         self._healthy = trio.CapacityLimiter(MAX_AT_ONCE)
         self._doubtful = trio.CapacityLimiter(MAX_AT_ONCE)
@@ -160,7 +170,7 @@ class Collector:
             try:
                 peer = await self._transport.connect(address, timeout_s=TIMEOUT_S)
             except (NetworkError, MalformedBytes) as error:
-                self.tried[address] = str(error)
+                self._tried(address, str(error))
                 return
         self._follow_soon(peer, [address])
 
@@ -217,8 +227,13 @@ class Collector:
 
     def _trouble(self, target: _Target, reason: str, *, bad: bool) -> None:
         for address in target.way.addresses:
-            self.tried[address] = reason
+            self._tried(address, reason)
         self._on_item(Trouble(target.peer, self._wall_s(), reason, bad))
+
+    def _tried(self, address: str, reason: str) -> None:
+        """For people whom nobody answers: of the addresses tried first."""
+        if address in self.tried or len(self.tried) < MAX_KNOCKS:
+            self.tried[address] = reason
 
     async def _ask(self, target: _Target, message: object, kind: type[Any]) -> Any:
         """The answer, signed by that peer, by whatever way."""
@@ -245,7 +260,7 @@ class Collector:
                     0,
                 )  # it counts its events anew; the archive knows them
             self._take(own, known.pop(0).sealed, direct=True, through=target.way.through)
-        elif target.peer in self._beats:  # a relay has no status, neither here nor anywhere
+        elif target.peer in self._heard:  # a relay has no status, neither here nor anywhere
             raise MalformedBytes(f"{target.peer} did not tell its own status first")
         if not self.reached.is_set():
             self.reached.set()
@@ -268,7 +283,7 @@ class Collector:
             return known
         status: PeerStatus = open_as(PeerStatus, sealed, run=self._run)
         self._checked[key] = status
-        while len(self._checked) > _MIN_CHECKED + _CHECKED_PER_PEER * len(self._beats):
+        while len(self._checked) > _MIN_CHECKED + _CHECKED_PER_PEER * len(self._heard):
             self._checked.popitem(last=False)
         return status
 
@@ -278,23 +293,30 @@ class Collector:
         """Tells of a status that was said `age_s` ago, unless a newer one is known; keeps it, and its author's addresses."""
         if status.peer == self._transport.peer_id:
             return
-        known_beat = self._beats.get(status.peer, -1)
-        if status.beat < known_beat or (status.beat == known_beat and not direct):
+        known = self._heard.get(status.peer, _NEVER)
+        if status.beat < known.beat or (status.beat == known.beat and not direct):
             return
         now_s = self._wall_s()
         said_at_s = now_s - age_s
         self._on_item(Seen(status, said_at_s, direct, through))
-        if status.beat == known_beat:
+        if status.beat == known.beat:
             return
-        self._beats[status.peer] = status.beat
+        is_stored = now_s - known.stored_at_s < STORE_STATUS_S
+        self._note(status.peer, _Heard(status.beat, known.stored_at_s if is_stored else now_s))
         addresses = _addresses_of(status)
         self._follow_soon(status.peer, addresses)
         if status.peer in self._targets:
             self._targets[status.peer].dialled = status.dialled
-        if status.peer not in self._stored_at_s or now_s - self._stored_at_s[status.peer] >= STORE_STATUS_S:
-            self._stored_at_s[status.peer] = now_s
+        if not is_stored:
             self._archive.put_status(status.peer, status.beat, sealed, said_at_s)
             self._archive.note_addresses(status.peer, addresses, now_s)
+
+    def _note(self, peer: PeerId, heard: _Heard) -> None:
+        """Who was heard of, for as many as the view shows; those that are asked directly stay."""
+        self._heard[peer] = heard
+        self._heard.move_to_end(peer)
+        if len(self._heard) > MAX_PEERS:
+            del self._heard[next(one for one in self._heard if one not in self._targets)]
 
     async def _ask_events(self, target: _Target) -> None:
         for _ in range(MAX_EVENT_PAGES):

@@ -41,7 +41,8 @@ def short(number: float) -> str:
     for limit, suffix in ((1e3, ""), (1e6, "k"), (1e9, "M"), (1e12, "G"), (1e15, "T")):
         if abs(number) < limit * 0.9995:
             value = number / (limit / 1e3)
-            digits = 0 if value >= 100 or (not suffix and value == int(value)) else 2 if value < 10 else 1
+            size = abs(value)  # as it is shown: 9.996 becomes 10.0
+            digits = 0 if size >= 99.95 or (not suffix and value == int(value)) else 2 if size < 9.995 else 1
             return f"{value:.{digits}f}{suffix}"
     return f"{number:.0e}"
 

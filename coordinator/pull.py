@@ -24,6 +24,7 @@ from coordinator.groups import first_of
 from swarm.blobs import Ask, BlobFetch
 from swarm.digest import CHUNK_BYTES, Digest
 from swarm.errors import ConfigError, MalformedBytes, NetworkError, RemoteError, StateError, Unreachable
+from swarm.holders import Holders
 from swarm.identity import Keypair, PeerId
 from swarm.messages import CheckpointRecord, GetBlob, GetCheckpoint, seal_message
 from swarm.net.transport import Transport
@@ -217,6 +218,7 @@ class _Download:
         self._on_progress = on_progress
         self._had_bytes = 0
         self._files = trio.CapacityLimiter(MAX_FILES_AT_ONCE)
+        self._known = Holders()  # of all files: who lied about one is asked for no other
 
     async def run(self) -> None:
         """Brings every file to `NAME.part`, complete."""
@@ -229,7 +231,7 @@ class _Download:
                     return
                 # Each file begins with another holder, so that all of them are busy from the start.
                 turned = (*self.holders[index % len(self.holders) :], *self.holders[: index % len(self.holders)])
-                fetch = BlobFetch(file.root, turned, num_bytes=file.num_bytes)
+                fetch = BlobFetch(file.root, turned, num_bytes=file.num_bytes, known=self._known)
                 with _open_part(self._out_dir, file.name) as target:
                     reason = await self._fetch(fetch, target, file.name)
                     target.truncate(file.num_bytes)
@@ -248,6 +250,7 @@ class _Download:
     async def _fetch(self, fetch: BlobFetch, target: BinaryIO, name: str) -> str | None:
         """Drives one blob's machine to its end; returns why it failed, or None."""
         send, receive = trio.open_memory_channel[tuple[Ask, object]](64)
+        under_way: list[Ask] = []
 
         async def perform(ask: Ask) -> None:
             timeout_s = INFO_TIMEOUT_S if isinstance(ask.message, GetBlob) else CHUNK_TIMEOUT_S
@@ -260,15 +263,21 @@ class _Download:
         async with trio.open_nursery() as nursery:
             while not fetch.done and fetch.failed_reason is None:
                 for ask in fetch.next_requests(trio.current_time()):
+                    under_way.append(ask)
                     nursery.start_soon(perform, ask)
+                came: tuple[Ask, object] | None = None
                 with trio.move_on_after(_TICK_S):
-                    ask, answer = await receive.receive()
-                    self._take(fetch, target, ask, answer)
+                    came = await receive.receive()
+                if came is not None:
+                    under_way.remove(came[0])
+                    await self._take(fetch, target, *came)
                     self._on_progress(self._had_bytes, self.total_bytes, name)
             nursery.cancel_scope.cancel()
+        for ask in under_way:  # else the other files would go on waiting for room at that holder
+            fetch.on_cancelled(ask)
         return fetch.failed_reason
 
-    def _take(self, fetch: BlobFetch, target: BinaryIO, ask: Ask, answer: object) -> None:
+    async def _take(self, fetch: BlobFetch, target: BinaryIO, ask: Ask, answer: object) -> None:
         """Hands one answer to the machine, and verified bytes to the file."""
         had_digests = fetch.num_chunks is not None
         data = fetch.take(ask, answer, trio.current_time())
@@ -278,18 +287,23 @@ class _Download:
             self._had_bytes += len(data)
             self.fetched_bytes += len(data)
         elif fetch.num_chunks is not None and not had_digests:
-            self._resume(fetch, target)
+            await self._resume(fetch, target)
 
-    def _resume(self, fetch: BlobFetch, target: BinaryIO) -> None:
-        """Takes the chunks that an earlier try has left, as far as their digests are right."""
+    async def _resume(self, fetch: BlobFetch, target: BinaryIO) -> None:
+        """Takes the chunks that an earlier try has left, as far as their digests are right; a chunk at a time in a thread,
+        as a large file takes seconds."""
         target.truncate(fetch.num_bytes)
         target.seek(0)
-        for index in range(fetch.num_chunks or 0):
+
+        def check(index: int) -> int | None:
             data = target.read(CHUNK_BYTES)
-            if not data:
+            return (len(data) if fetch.on_local(index, data) else 0) if data else None
+
+        for index in range(fetch.num_chunks or 0):
+            num_bytes = await trio.to_thread.run_sync(check, index)
+            if num_bytes is None:
                 return
-            if fetch.on_local(index, data):
-                self._had_bytes += len(data)
+            self._had_bytes += num_bytes
 
     def put_in_place(self, record_json: str) -> None:
         """Renames the complete files to their names; the record comes last and says that the rest is there."""

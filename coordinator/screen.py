@@ -24,6 +24,7 @@ from coordinator.pull import Pulled, pull
 from coordinator.summary import Summary, as_json
 from coordinator.watch import Watch, watching
 from swarm.errors import Unreachable
+from swarm.words import counted
 
 REDRAW_S: Final = 0.5
 PLAIN_S: Final = 5.0
@@ -162,16 +163,18 @@ async def pull_to(home: Home, out_dir: Path, version: int | None, console: Conso
 def pulled_text(pulled: Pulled) -> str:
     """What was pulled and how to load it."""
     record = pulled.record
+    files, holders = counted(len(record.files), "file"), counted(len(pulled.holders), "peer")
     lines = [
-        f"version {record.version} ({record.tokens} tokens) in {pulled.directory}: {len(record.files)} files, "
-        f"{pulled.num_bytes} bytes, of which {pulled.fetched_bytes} came now, from {len(pulled.holders)} peers"
+        f"version {record.version} ({counted(record.tokens, 'token')}) in {pulled.directory}: {files}, "
+        f"{pulled.num_bytes:,} bytes, of which {pulled.fetched_bytes:,} came now, from {holders}"
     ]
     if record.evaluation is not None and pulled.loss_spread is not None:
         low, high = pulled.loss_spread
         spread = f" (peers measured {low:.4f} to {high:.4f})" if high > low else ""
-        lines.append(f"held-out loss {record.evaluation.loss:.4f} on {len(record.evaluation.windows)} windows{spread}")
+        windows = counted(len(record.evaluation.windows), "window")
+        lines.append(f"held-out loss {record.evaluation.loss:.4f} on {windows}{spread}")
     for peer, count in sorted(pulled.wrong_chunks.items()):
-        lines.append(f"{peer} sent {count} wrong chunks, which were fetched elsewhere")
+        lines.append(f"{peer} sent {counted(count, 'wrong chunk')}, fetched elsewhere")
     lines.append("load it with:")
     lines.append(f'  AutoModelForCausalLM.from_pretrained("{pulled.directory}")')
     return "\n".join(lines)

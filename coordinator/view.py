@@ -19,6 +19,7 @@ from swarm.digest import Digest
 from swarm.events import (
     CaughtUp,
     CheckpointKept,
+    CheckpointSkipped,
     CutMade,
     DaemonRestarted,
     Evaluated,
@@ -40,6 +41,7 @@ from swarm.events import (
 )
 from swarm.identity import PeerId
 from swarm.messages import Activity, PeerStatus
+from swarm.words import counted
 
 LIVE_S: Final = 4.0  # a peer that we ask every second and that was silent for so long counts as gone: right within 5 s
 LIVE_HEARSAY_S: Final = 15.0  # one that we only hear of through others
@@ -47,6 +49,7 @@ MAX_PEERS: Final = 4096  # those not seen for longest are forgotten
 MAX_ROUNDS: Final = 128
 MAX_NOTES: Final = 64
 MAX_POINTS: Final = 600
+MAX_TELLERS: Final = 256  # of one thing; what so many say is not said better by more
 SAME_NOTE_S: Final = 60.0  # the same news from several peers within this time is one line
 NEWEST: Final = 16
 _Key = TypeVar("_Key", int, Digest)
@@ -220,9 +223,10 @@ def _told(
     values: Mapping[int, Mapping[PeerId, float]], version: int, teller: PeerId, value: float
 ) -> Mapping[int, Mapping[PeerId, float]]:
     """`values` with what one peer tells of a version."""
-    if values.get(version, {}).get(teller) == value:
+    told = values.get(version, {})
+    if told.get(teller) == value or (len(told) >= MAX_TELLERS and teller not in told):
         return values
-    found = {**values, version: {**values.get(version, {}), teller: value}}
+    found = {**values, version: {**told, teller: value}}
     if len(found) > MAX_POINTS:
         del found[_least_told(found)]
     return found
@@ -270,7 +274,7 @@ def _with_note(view: SwarmView, at_s: float, text: str, teller: PeerId | None) -
     text = text.rstrip(": ")
     for index, note in enumerate(view.notes):
         if note.text == text and abs(note.at_s - at_s) <= SAME_NOTE_S:
-            merged = replace(note, tellers=note.tellers | tellers)
+            merged = replace(note, tellers=note.tellers if len(note.tellers) >= MAX_TELLERS else note.tellers | tellers)
             return replace(view, notes=(*view.notes[:index], merged, *view.notes[index + 1 :]))
     notes = sorted((*view.notes, Note(at_s, text, tellers)), key=lambda note: note.at_s)
     return replace(view, notes=tuple(notes[-MAX_NOTES:]))
@@ -305,7 +309,7 @@ def _fold_round(view: SwarmView, item: Happened, event: RoundCommitted) -> Swarm
         rounds[event.head] = RoundSeen(cleaned, item.at_s, {item.source: event.state_digest})
         if len(rounds) > MAX_ROUNDS:
             del rounds[_least_told({head: one.digests for head, one in rounds.items()})]
-    else:
+    elif len(known.digests) < MAX_TELLERS or item.source in known.digests:
         rounds[event.head] = replace(known, digests={**known.digests, item.source: event.state_digest})
     return replace(view, rounds=rounds)
 
@@ -330,9 +334,9 @@ def _news(view: SwarmView, source: PeerId, event: Event) -> str | None:
         case Undone():
             return f"{subject} undid {event.depth} of its commits at version {event.version}: {reason}"
         case Merged():
-            return f"a branch of {event.tokens_left} tokens was merged at version {event.version}"
+            return f"a branch of {counted(event.tokens_left, 'token')} was merged at version {event.version}"
         case HeadsBarred():
-            return f"{len(event.heads)} heads that lost their blobs were barred at version {event.version}"
+            return f"barred: {counted(len(event.heads), 'head')} that lost their blobs, at version {event.version}"
         case ViewChanged():
             return f"view {event.view}, led by {_name(view, event.leader)}: {reason}"
         case LossJumped():
@@ -341,6 +345,8 @@ def _news(view: SwarmView, source: PeerId, event: Event) -> str | None:
             )
         case CheckpointKept():
             return f"checkpoint of version {event.version} kept"
+        case CheckpointSkipped():
+            return f"{subject} kept no checkpoint of version {event.version}: {reason}"
         case StateDiffered():
             return f"{subject} had another state at version {event.version} ({event.own}, others {event.others})"
         case PeerMisbehaved():
@@ -350,5 +356,5 @@ def _news(view: SwarmView, source: PeerId, event: Event) -> str | None:
         case StepNotApplied():
             return f"{subject} dropped a step: {reason}"
         case WorkDropped():
-            return f"{subject} lost {event.tokens} tokens of work: {reason}"
+            return f"{subject} lost {counted(event.tokens, 'token')} of work: {reason}"
     assert_never(event)

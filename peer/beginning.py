@@ -55,7 +55,7 @@ def begin(replica: Replica, home: Home, config: RunConfig, fetch: FetchState, sc
         begun = _whole(replica, screen) or _anew(replica, home, config, fetch, screen)
     except NothingWhole as fault:
         begun = _salvaged(replica, screen) or _joined_again(replica, home, fetch, screen, fault)
-    replica.incarnation = max(replica.incarnation + 1, int(time.time()))
+    replica.incarnation = home.next_incarnation(replica.incarnation)
     if begun.how:
         chain = replica.present.state.chain
         rate = learning_rate(config.inner, swarm_tokens_now(chain.tokens, replica.work.tokens, chain.entries))

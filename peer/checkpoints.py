@@ -9,6 +9,7 @@ from __future__ import annotations
 import math
 import re
 import shutil
+from collections.abc import Callable
 from contextlib import suppress
 from pathlib import Path
 from typing import Final
@@ -23,10 +24,11 @@ from swarm import wire
 from swarm.allreduce.layout import ModelLayout
 from swarm.config import RunConfig
 from swarm.digest import Digest
-from swarm.errors import MalformedBytes
+from swarm.errors import MalformedBytes, StateError
 from swarm.messages import CheckpointRecord, Evaluation
 from swarm.schema import from_value, to_value
 
+MAX_ROOM: Final = 1 << 60
 DENSE_UNTIL: Final = 512  # powers of two up to here are kept: early training is where interpretability research looks
 _RECORD: Final = "record.bin"
 _FOLDER: Final = re.compile(r"v[0-9]{9}")
@@ -45,6 +47,8 @@ class Checkpoints:
     def __init__(
         self, folder: Path, run: Digest, config: RunConfig, layout: ModelLayout, tokenizer: TokenizerFile
     ) -> None:
+        self.room: Callable[[], int] = lambda: MAX_ROOM  # bytes that may still be written
+        self.keeps_first = True  # version 0; who joins a run that is under way has no use for it
         self._folder = folder
         self._run = run
         self._config = config
@@ -53,7 +57,7 @@ class Checkpoints:
 
     def is_due(self, version: int) -> bool:
         """Whether that version is to be kept and is not there yet."""
-        due = is_checkpoint_version(version, self._config.checkpoint.every)
+        due = is_checkpoint_version(version, self._config.checkpoint.every) and (version > 0 or self.keeps_first)
         return due and not (self._of(version) / _RECORD).exists()
 
     def keep(self, version: Version, loss: float) -> Kept:
@@ -61,9 +65,18 @@ class Checkpoints:
         chain = version.state.chain
         target = self._of(chain.version)
         shutil.rmtree(target, ignore_errors=True)  # without a record: a writer was killed
-        files = write_checkpoint(
-            target / "files", self._config, self._layout, version.state.anchor_N.float(), self._tokenizer
-        )
+        needed, room = 4 * self._layout.numel, self.room()
+        if needed > room:
+            raise StateError(
+                f"it takes {needed / 1e6:,.0f} MB, and {max(0, room) / 1e6:,.0f} MB are left for this peer"
+            )
+        try:
+            files = write_checkpoint(
+                target / "files", self._config, self._layout, version.state.anchor_N.float(), self._tokenizer
+            )
+        except StateError:
+            shutil.rmtree(target, ignore_errors=True)  # half a checkpoint on a full disk would keep it full
+            raise
         record = CheckpointRecord(
             run=self._run,
             version=chain.version,

@@ -21,25 +21,37 @@ from peer.shadow import check_own_swarm
 
 check_own_swarm()
 
-_PEER_HELP: Final = """
-Train with one GPU (or CPU) in a swarm of volunteers.
-
-Without options, start a run on the embedded text and print its invite, or resume the last one.
-
+# \\b keeps the lines of an example apart
+_PEER: Final = "python run_peer.py" if is_script() else "barnraise peer"
+_PEER_EXAMPLES: Final = f"""\b
 Examples:
-"""
-_PEER_EXAMPLES: Final = (
-    ("", "start a run, or resume the last one"),
-    (" --join barnraise1-...", "join a run by its invite"),
-    (" --new --config my-run.toml", "start a run of your own design"),
-    (" --local --rounds 5", "try it on this machine alone, five rounds"),
-)
+  {_PEER}                              start a run, or resume the last one
+  {_PEER} --join barnraise1-...        join a run by its invite
+  {_PEER} --new --config my-run.toml   start a run of your own design
+  {_PEER} --local --rounds 5           try it on this machine alone, five rounds"""
+_NEW_EXAMPLES: Final = """\b
+Examples:
+  barnraise new my-run.toml -o run.manifest
+  barnraise new pile.toml --data /data/pile --tokenizer gpt-neox.json --port 4001"""
+_INVITE_EXAMPLES: Final = """\b
+Examples:
+  barnraise invite                  of the run used last on this machine
+  barnraise invite --home DIR       of a peer's home, or a monitor's"""
+_DEMO_EXAMPLES: Final = """\b
+Examples:
+  barnraise demo                    two minutes of training
+  barnraise demo --short            one minute
+  barnraise demo --out DIR          its files in DIR, a folder of its own"""
+_RELAY_EXAMPLES: Final = """\b
+Examples:
+  barnraise relay --manifest run.manifest
+  barnraise relay --manifest run.manifest --announce /dns4/relay.example/tcp/4001"""
 
 MONITOR_RUN: Final = "run"  # a file in the home of a monitor, and of no peer
 _LAST_WORDS_S: Final = 0.5
 _MAINTAIN = {"allow_extra_args": True, "ignore_unknown_options": True, "help_option_names": []}
 
-app = typer.Typer(no_args_is_help=True, rich_markup_mode="rich", pretty_exceptions_enable=False)
+app = typer.Typer(no_args_is_help=True, rich_markup_mode=None, pretty_exceptions_enable=False)
 
 
 def _show_version(is_asked: bool) -> None:
@@ -50,6 +62,30 @@ def _show_version(is_asked: bool) -> None:
 
 _VersionOption = Annotated[
     bool, typer.Option("--version", callback=_show_version, is_eager=True, help="Print the version and end.")
+]
+
+
+_UploadOption = Annotated[
+    float,
+    typer.Option(
+        metavar="MBIT",
+        min=0,
+        show_default=False,
+        help="What your line can send: newcomers get a share of it, rounds take what they need.",
+    ),
+]
+_DiskOption = Annotated[
+    float,
+    typer.Option(
+        metavar="GB", min=0, show_default=False, help="Room for its home: past it, no more checkpoints are kept."
+    ),
+]
+_MomentsOption = Annotated[
+    bool | None,
+    typer.Option(
+        "--prefer-torch/--prefer-8bit",
+        help="fp32 or 8-bit optimizer moments where the run says 8 bits. Default: fp32 on a CPU with memory to spare.",
+    ),
 ]
 
 
@@ -104,18 +140,15 @@ def peer(
         Path | None, typer.Option("--json-events", metavar="FILE", help="Append every event as a line of JSON.")
     ] = None,
     quiet: Annotated[bool, typer.Option("--quiet", help="Print errors only.")] = False,
-    max_upload_mbit: Annotated[
-        float, typer.Option("--max-upload-mbit", metavar="MBIT", min=0, help="What your line can send, Mbit/s.")
-    ] = 0.0,
-    prefer_torch: Annotated[
-        bool | None,
-        typer.Option(
-            "--prefer-torch/--prefer-8bit",
-            help="fp32 or 8-bit optimizer moments where the run says 8 bits. Default: fp32 on a CPU with memory to spare.",
-        ),
-    ] = None,
+    max_upload_mbit: _UploadOption = 0.0,
+    max_disk_gb: _DiskOption = 0.0,
+    prefer_torch: _MomentsOption = None,
     is_version: _VersionOption = False,
 ) -> None:
+    """Train with one GPU (or CPU) in a swarm of volunteers.
+
+    Without options: start a run on the embedded text and print its invite, or resume the last one.
+    """
     from peer.main import run_peer
     from peer.options import PeerOptions
 
@@ -134,18 +167,17 @@ def peer(
         rounds=rounds,
         json_events=json_events,
         quiet=quiet,
+        max_disk_gb=max_disk_gb,
         max_upload_mbit=max_upload_mbit,
         prefer_torch=prefer_torch,
     )
     _end(run_peer(options))
 
 
-_started_as = "python run_peer.py" if is_script() else "barnraise peer"
-peer.__doc__ = _PEER_HELP + "".join(f"\n  {_started_as + words:<50} {what}\n" for words, what in _PEER_EXAMPLES)
-app.command("peer")(peer)
+app.command("peer", epilog=_PEER_EXAMPLES)(peer)
 
 
-@app.command("new")
+@app.command("new", epilog=_NEW_EXAMPLES)
 def new(
     config: Annotated[
         Path, typer.Argument(metavar="CONFIG.toml", help='The run, as TOML; `preset = "tiny"` is enough.')
@@ -162,20 +194,13 @@ def new(
     port: Annotated[int, typer.Option("--port", min=0, max=65535, help="Port of the first peer; 0: any free one.")] = 0,
     local: Annotated[bool, typer.Option("--local", help="Loopback only.")] = False,
 ) -> None:
-    """Make a signed manifest and an invite for a run.
-
-    Examples:
-
-      barnraise new my-run.toml -o run.manifest
-
-      barnraise new pile.toml --data /data/pile --tokenizer gpt-neox.json --port 4001
-    """
+    """Make a signed manifest and an invite for a run."""
     from peer.main import make_run
 
     raise typer.Exit(make_run(config, out, home=home, data=data, tokenizer=tokenizer, port=port, local=local))
 
 
-@app.command("invite")
+@app.command("invite", epilog=_INVITE_EXAMPLES)
 def invite(
     context: typer.Context,
     home: Annotated[
@@ -185,14 +210,7 @@ def invite(
         ),
     ] = None,
 ) -> None:
-    """Print a fresh invite: with members that others could dial lately.
-
-    Examples:
-
-      barnraise invite
-
-      barnraise invite --home DIR
-    """
+    """Print a fresh invite: with members that others could dial lately."""
     from peer.home import Home, last_home
 
     found = home or last_home()
@@ -204,7 +222,7 @@ def invite(
     _hand_over(context)
 
 
-@app.command("demo")
+@app.command("demo", epilog=_DEMO_EXAMPLES)
 def demo(
     short: Annotated[bool, typer.Option("--short", help="About a minute instead of two.")] = False,
     out: Annotated[Path, typer.Option("--out", metavar="DIR", help="Where logs and the checkpoint go.")] = Path(
@@ -212,13 +230,16 @@ def demo(
     ),
     seconds: Annotated[int | None, typer.Option("--seconds", min=20, help="How long to train.")] = None,
 ) -> None:
-    """Raise a local swarm of real processes on real text, kill a peer half-way, and pull the model it trained."""
+    """Raise a swarm here, kill a peer half-way, pull the model.
+
+    Real processes on real text; nothing leaves this machine.
+    """
     from peer.demo import run_demo
 
     raise typer.Exit(run_demo(out, seconds=seconds or (55 if short else 120)))
 
 
-@app.command("relay")
+@app.command("relay", epilog=_RELAY_EXAMPLES)
 def relay(
     manifest: Annotated[Path, typer.Option("--manifest", metavar="FILE", help="The run, made by `barnraise new`.")],
     listen: Annotated[str, typer.Option("--listen", metavar="MULTIADDR", help="Where to listen.")] = (
@@ -230,13 +251,11 @@ def relay(
     home: Annotated[Path | None, typer.Option("--home", metavar="DIR", help="Its identity and blobs.")] = None,
     max_disk_gb: Annotated[float, typer.Option("--max-disk-gb", min=0.01, help="Room for blobs.")] = 2.0,
 ) -> None:
-    """Let peers behind NAT meet: a small public server that forwards for them and holds their contributions.
+    """Let peers behind NAT meet, from a small public server.
+
+    It forwards for them and holds their contributions.
 
     It trains nothing and keeps no state; any number of relays may serve a run, and any may go.
-
-    Example:
-
-      barnraise relay --manifest run.manifest
     """
     from peer.main import run_relay_command
 
@@ -277,12 +296,14 @@ def barnraise() -> None:
     from swarm.streams import standard_streams
 
     with standard_streams():
-        app()
+        app(prog_name="barnraise")
 
 
 def main() -> None:
     """`python run_peer.py`: the `peer` command by itself."""
     from swarm.streams import standard_streams
 
+    alone = typer.Typer(add_completion=False, rich_markup_mode=None, pretty_exceptions_enable=False)
+    alone.command(epilog=_PEER_EXAMPLES)(peer)
     with standard_streams():
-        typer.run(peer)
+        alone(prog_name=f"python {sys.argv[0]}")

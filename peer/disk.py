@@ -16,6 +16,7 @@ from __future__ import annotations
 
 import errno
 import os
+import shutil
 from contextlib import suppress
 from pathlib import Path
 
@@ -36,6 +37,19 @@ class disk_errors:
             if error.errno in (errno.ENOSPC, errno.EDQUOT):
                 raise StateError(f"{self._path.parent}: the disk is full; free some space and start again") from None
             raise StateError(f"{self._path}: {error.strerror or error}") from None
+
+
+def room_left(folder: Path, max_gb: float) -> int:
+    """Bytes that may still be written: what the disk has free, and what a limit on that folder leaves (0: no limit)."""
+    with disk_errors(folder):
+        free = shutil.disk_usage(folder).free
+    if not max_gb:
+        return free
+    used = 0
+    for path in folder.rglob("*"):
+        with suppress(OSError):  # removed meanwhile
+            used += path.lstat().st_size
+    return min(free, int(max_gb * 1e9) - used)
 
 
 def write_whole(path: Path, content: bytes, partial: Path, *, durable: bool = True) -> None:

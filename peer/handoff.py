@@ -151,6 +151,14 @@ class Evaluation:
 
 
 @dataclass(frozen=True, slots=True)
+class CheckpointSkipped:
+    """There was no room for the checkpoint of that version."""
+
+    version: int
+    reason: str
+
+
+@dataclass(frozen=True, slots=True)
 class StepDropped:
     """An inner step without finite numbers."""
 
@@ -164,7 +172,18 @@ class TrainerEnded:
     reason: str
 
 
-Report = Progress | CutDone | Moved | BranchEncoded | MoveFailed | Kept | Evaluation | StepDropped | TrainerEnded
+Report = (
+    Progress
+    | CutDone
+    | Moved
+    | BranchEncoded
+    | MoveFailed
+    | Kept
+    | CheckpointSkipped
+    | Evaluation
+    | StepDropped
+    | TrainerEnded
+)
 
 
 class Handoff:

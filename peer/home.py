@@ -1,7 +1,7 @@
 """A peer's home: the folder with its identity, the run's manifest, state, blobs, checkpoints and address book.
 
 DATA/runs/<run>/<name>/     default homes, one per run and peer; DATA/last names the one used last
-identity.key  run.manifest  listen  state/  blobs/  checkpoints/  peers.book  lock
+identity.key  run.manifest  listen  options.json  incarnation  state/  blobs/  checkpoints/  peers.book  lock
 damaged-1/ ...              state and blobs that could not be taken up again, for people to look at
 DATA/cache/                 text and tokens, shared by all runs
 """
@@ -11,6 +11,7 @@ from __future__ import annotations
 import contextlib
 import fcntl
 import os
+import time
 from dataclasses import dataclass, field
 from pathlib import Path
 from typing import IO, Final
@@ -27,6 +28,8 @@ MAX_DEFAULT_HOMES: Final = 64  # peers of one run and user on one machine
 _IDENTITY: Final = "identity.key"
 _MANIFEST: Final = "run.manifest"
 _LISTEN: Final = "listen"
+OPTIONS: Final = "options.json"
+_INCARNATION: Final = "incarnation"
 _PARTIAL: Final = ".part"
 _DAMAGED: Final = "damaged-"
 
@@ -47,6 +50,15 @@ def refuse_unwritable_data_folder() -> None:
         writable, reason = False, str(error).removeprefix(f"{folder}: ")
     if not writable:
         raise StateError(f"{folder}: {reason}; set {DATA_ENV} to a folder of your own")
+
+
+def refuse_unfit_home(path: Path) -> None:
+    """Raises ConfigError for a --home that is no folder, or that this user cannot make or write."""
+    there = next(folder for folder in (path, *path.absolute().parents) if folder.exists())
+    if not there.is_dir():
+        raise ConfigError(f"--home {path}: {there} is a file; name a folder")
+    if not os.access(there, os.W_OK | os.X_OK):
+        raise ConfigError(f"--home {path}: {there} cannot be written by this user; name another folder")
 
 
 def run_folder(run: Digest) -> Path:
@@ -149,6 +161,26 @@ class Home:
         make_folder(data_folder())
         path = data_folder() / "last"  # of all homes: others may write it at this very moment
         write_whole(path, str(self.path.resolve()).encode(), path.with_name(f"last.{os.getpid()}{_PARTIAL}"))
+
+    def options(self) -> str:
+        """What `keep_options` kept; "" for nothing."""
+        path = self.path / OPTIONS
+        with disk_errors(path):
+            return path.read_text(errors="replace") if path.exists() else ""
+
+    def keep_options(self, text: str) -> None:
+        _write(self.path / OPTIONS, text.encode())
+
+    def next_incarnation(self, last: int) -> int:
+        """The number of this life of the peer's, kept before it is used: one more than in the life before, of which the
+        saved state says `last`. Only a first life takes it from the clock, so that one whose files were lost counts on from
+        there. Raises StateError."""
+        path, known = self.path / _INCARNATION, last
+        with contextlib.suppress(OSError, ValueError):
+            known = max(known, int(path.read_text()))
+        number = known + 1 if known else int(time.time())
+        _write(path, str(number).encode())
+        return number
 
     def release(self) -> None:
         if self._lock is not None:

@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+from pathlib import Path
 from typing import Final
 
 from peer.address_book import AddressBook, Known
@@ -10,6 +11,7 @@ from peer.commands import barnraise_command, peer_command
 from peer.entrance import Entrance
 from peer.invitation import invitation
 from peer.network import Network
+from peer.options import PeerOptions
 from peer.reachability import Reachability, facts_of
 from peer.screen import Screen
 from swarm.config import RunConfig
@@ -29,11 +31,17 @@ class Introduction:
         self._me = me
         self._network = network
         self._local = local
+        self._text: list[tuple[str, Path]] = []
         self._due_s = awake_or_asleep_s()
         self._reachability = Reachability(network.addresses, _port(network.listening), self._due_s)
 
-    def introduce(self, config: RunConfig, device_reason: str) -> None:
-        """The first lines."""
+    def introduce(self, config: RunConfig, device_reason: str, options: PeerOptions) -> None:
+        """The first lines. A run on files cannot be joined without them: `options` name ours."""
+        self._text = [
+            (name, path)
+            for name, path in (("data", options.data), ("tokenizer", options.tokenizer))
+            if path is not None
+        ]
         screen, addresses, home = self._screen, self._network.addresses, self._entrance.home
         screen.say(f"Barnraise: run {config.name} ({self._entrance.run})", style="bold")
         if home.note:
@@ -63,9 +71,12 @@ class Introduction:
         )
         invite, note = invitation(self._entrance.run, self._me, at_start)
         local = ["--local"] if self._local else []
+        text = [word for name, path in self._text for word in (f"--{name}", path.name)]
         screen.say("")
         screen.say("To join:" if self._local else "To join this run from another machine or terminal:")
-        screen.say(f"  {peer_command('--join', invite.encode(), *local)}")
+        screen.say(f"  {peer_command('--join', invite.encode(), *text, *local)}")
+        if text:
+            screen.say("  (with the very same text and tokenizer there)")
         if note and not self._local:
             screen.say(f"  ({note})")
         screen.say("To watch it:")

@@ -14,11 +14,12 @@ from peer import fault_point
 from peer.address_book import AddressBook, Known
 from peer.commands import barnraise_command, peer_command
 from peer.entrance import complete_manifest, refuse_wrong_text
-from peer.home import Home, open_default_home, open_home, refuse_unwritable_data_folder, safe_name
+from peer.home import Home, open_default_home, open_home, refuse_unfit_home, refuse_unwritable_data_folder, safe_name
 from peer.invitation import invitation
 from peer.options import PeerOptions
 from peer.own_addresses import refuse_wrong_addresses
 from peer.printing import QueuedLogs
+from peer.remembered import recall
 from peer.run_file import read_run_file
 from peer.screen import Screen, error_line
 from peer.stopping import Stopping
@@ -76,6 +77,8 @@ def _check_early(options: PeerOptions, screen: Screen) -> None:
         safe_name(options.name)
     if options.config is not None:
         read_run_file(options.config)
+    if options.home is not None:
+        refuse_unfit_home(options.home)
     me = Home(options.home).known_id() if options.home else None
     refuse_wrong_addresses(options.listen, options.announce, me, local=options.local)
     _check_paths(options.data, options.tokenizer)
@@ -121,6 +124,7 @@ def make_run(
             port = port or _free_port()
             host = "127.0.0.1" if local else "0.0.0.0"
             first.keep_listen((f"/ip4/{host}/tcp/{port}",))
+            recall(first, PeerOptions(data=data, tokenizer=tokenizer, local=local))
             invite, note = invitation(manifest.run_id, first.keypair().peer_id, Known(own=_listening(first)))
             out.write_bytes(manifest.to_bytes())
         finally:

@@ -231,6 +231,8 @@ class Node:
                 if _loss(loss) is not None:
                     self._happened(events.Evaluated(version, loss))
                     self._learn_loss(version, loss)
+            case work.CheckpointSkipped(version, reason):
+                self._happened(events.CheckpointSkipped(self._participant.me.peer, version, line(reason)))
             case work.StepDropped(reason):
                 self._happened(events.StepNotApplied(self._participant.me.peer, line(reason)))
             case work.TrainerEnded():
@@ -256,6 +258,9 @@ class Node:
         if moved.caught_up and self._caught_up is not None:
             how, num_bytes, seconds = self._caught_up
             self._happened(events.CaughtUp(me, moved.record.chain.version, how, num_bytes, seconds))
+        elif moved.log:
+            roster = moved.record.chain.roster
+            self._parts.server.note_round(moved.log[-1], sum(map(moved.record.chain.is_dialable, roster)))
         self._measure()
         self.post(HeadReached(moved.record.chain, record_digest(moved.record), moved.still_pending))
 

@@ -24,5 +24,6 @@ class PeerOptions:
     rounds: int | None = None  # leave after this version
     json_events: Path | None = None
     quiet: bool = False
+    max_disk_gb: float = 0.0  # of this peer's home; 0: what the disk has
     max_upload_mbit: float = 0.0  # what the line can send; 0: unknown
     prefer_torch: bool | None = None  # fp32 optimizer moments where the run says 8 bits; None: what suits the machine

@@ -9,7 +9,7 @@ from dataclasses import dataclass
 from swarm.blobs import BUSY
 from swarm.errors import Refusal
 from swarm.identity import PeerId
-from swarm.pace import SERVE_SHARE, ServeQueue, Upload
+from swarm.pace import NEWCOMER_FACTOR, RoundTraffic, ServeQueue, Upload
 
 
 @dataclass(slots=True)
@@ -29,9 +29,14 @@ class Pacer:
         self.served = Served()
         self._upload = upload
         self._sent_bytes = sent_bytes
+        self._rounds = RoundTraffic()
         self._queue: ServeQueue | None = None
         self._turns: dict[int, asyncio.Future[bool]] = {}
         self._timer: asyncio.TimerHandle | None = None
+
+    def note_round(self, num_bytes: float) -> None:
+        """A round has ended; `num_bytes` of what it listed are our part of serving a newcomer."""
+        self._rounds.note(num_bytes, asyncio.get_running_loop().time())
 
     def look(self) -> None:
         """Takes note of what is sent; to be called now and then, in the loop."""
@@ -45,7 +50,7 @@ class Pacer:
         if queue is None:
             queue = self._queue = ServeQueue(0.0, asked_s)
         self.look()
-        queue.set_rate(SERVE_SHARE * self._upload.bytes_per_s, asked_s)
+        queue.set_rate(self._upload.serving(NEWCOMER_FACTOR * self._rounds.bytes_per_s(asked_s)), asked_s)
         ticket = queue.ask(remote, num_bytes, asked_s)
         turn = self._turns[ticket] = loop.create_future()
         self._settle()

@@ -92,11 +92,15 @@ class Relay:
                 self._roll.hear(message, sealed, awake_or_asleep_s())
             case Goodbye(_, incarnation):
                 self._roll.leave(sender, incarnation)
-            case Contribution(author=author, root=root) if author == sender and root not in self._fetching:
+            case Contribution(author=author, root=root) if author == sender and not self._has(root):
                 self._fetching.add(root)
                 self._tasks.create_task(self._hold(message))
             case _:
                 pass  # a relay takes no part in rounds
+
+    def _has(self, root: Digest) -> bool:
+        """Whether that blob is here, or on its way. Its author goes on naming it: a fetch that failed is tried again."""
+        return root in self._held or root in self._fetching
 
     async def _hold(self, contribution: Contribution) -> None:
         """Fetches the blob from its author, over the connection that it has opened."""

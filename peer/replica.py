@@ -115,6 +115,11 @@ class Replica:
         return tuple(sorted(self._ledger.pending))
 
     @property
+    def unlisted_tokens(self) -> int:
+        """Tokens of work that no commit has listed: of the pending contributions, and since the last cut."""
+        return self.work.tokens + sum(record.tokens for record in self._ledger.pending.values())
+
+    @property
     def pending_steps(self) -> int:
         """Inner steps of the pending contributions."""
         return sum(record.steps for record in self._ledger.pending.values())

@@ -22,6 +22,7 @@ from peer.printing import Printer
 from swarm import events
 from swarm.errors import StateError
 from swarm.events import Event, event_json
+from swarm.words import counted
 
 LAST_LINES_S: Final = 1.0  # that the end waits for a terminal to take the last lines
 
@@ -113,7 +114,7 @@ class Screen:
             self._status = None
 
     def _say_dropped(self, count: int) -> None:
-        self._console.print(Text(f"{count} lines were not shown: nobody took them", style="yellow"))
+        self._console.print(Text(f"{counted(count, 'line')} not shown: nobody took them", style="yellow"))
 
 
 def _without_nan(fields: dict[str, Any]) -> dict[str, Any]:
@@ -127,8 +128,9 @@ def describe(event: Event) -> str:
         case events.RoundCommitted():
             left = f", without {event.num_left_out}" if event.left_out else ""
             alone = " (minority)" if event.minority else ""
+            listed = counted(event.num_listed, "contribution")
             return (
-                f"version {event.version:>5}  {event.tokens_in_all:>13,} tokens  {event.num_listed} contributions{left}"
+                f"version {event.version:>5}  {event.tokens_in_all:>13,} tokens  {listed}{left}"
                 f"{alone}  {event.duration_s:5.1f} s  state {event.state_digest}"
             )
         case events.Evaluated(version, loss):
@@ -143,11 +145,11 @@ def describe(event: Event) -> str:
         case events.ViewChanged(view, leader, reason):
             return f"view {view}: {leader} leads ({reason})"
         case events.Undone(version, depth, reason):
-            return f"undid {depth} commits on the way to version {version}: {reason}"
+            return f"undid {counted(depth, 'commit')} on the way to version {version}: {reason}"
         case events.Merged(version, _, _, left, tokens_left, tokens_kept):
             return f"version {version}: branch {left} merged in, {tokens_left} tokens into {tokens_kept}"
         case events.HeadsBarred(version, heads):
-            return f"version {version} takes the place of {len(heads)} heads whose contributions nobody could get"
+            return f"version {version} takes the place of {counted(len(heads), 'head')} whose contributions nobody could get"
         case events.StateDiffered(version, own, others):
             return f"our state at version {version} ({own}) differs from the others' ({others}); syncing again"
         case events.PeerMisbehaved(peer, reason):
@@ -158,10 +160,12 @@ def describe(event: Event) -> str:
             return f"{peer} left: {reason}"
         case events.DaemonRestarted():
             return f"network daemon restarted: {event.reason}"
+        case events.CheckpointSkipped(_, version, reason):
+            return f"version {version:>5}  not kept as a checkpoint: {reason}"
         case events.StepNotApplied(_, reason):
             return f"an inner step was dropped: {reason}"
         case events.WorkDropped(_, tokens, reason):
-            return f"{tokens} tokens of work were given up: {reason}"
+            return f"{counted(tokens, 'token')} of work given up: {reason}"
         case events.RoundSkipped(version, reason):
             return f"no commit on version {version}: {reason}"
         case _:

@@ -30,7 +30,6 @@ from swarm.messages import (
     MAX_EVENTS_PAGE,
     MAX_LOG_COMMITS,
     MAX_PEERS_PAGE,
-    MAX_SEALED_BYTES,
     BlobInfo,
     Chunk,
     Commit,
@@ -61,11 +60,13 @@ from swarm.messages import (
     RoundOpened,
     StateRecord,
 )
+from swarm.round.commits import roots_of
 from swarm.schema import line, to_value
 from swarm.wire import MAX_FRAME_BYTES
 
 WAITED_FOR_S: Final = 2.0  # for a blob that is being fetched; less than an asker waits for its answer
 LOOK_S: Final = 0.1
+FREE_ANSWER_BYTES: Final = 16 << 10  # longer ones, logs and states and pages, are served at the pace of chunks
 KEPT_EVENTS: Final = 2048
 ROUND_PINS: Final = "network"  # the owner under whom the blobs are pinned that the round may be about
 _PAGE_BYTES: Final = 512 << 10  # of commits, statuses or events in one answer: half a frame, room for what is around
@@ -148,6 +149,11 @@ class Server:
         """From now on one-way messages go to `one_way`, and GetPeers is answered from `statuses` (our own first)."""
         self._one_way, self._statuses = one_way, statuses
 
+    def note_round(self, commit: Commit, num_holders: int) -> None:
+        """A round has ended with that commit; a newcomer may fetch its blobs from so many."""
+        if self._pacer is not None:
+            self._pacer.note_round(self._store.size(roots_of(commit.commit)) / max(1, num_holders))
+
     async def handle(self, remote: PeerId, payload: bytes) -> bytes:
         """The answer to one request; raises RemoteError for bytes that cost the sender its stream."""
         if self._pacer is not None:
@@ -161,12 +167,18 @@ class Server:
             page_bytes = FORWARDED_PAGE_BYTES
         if author != remote and not isinstance(message, PeerStatus | Contribution | Commit | MergeOffer):
             raise BadSignature(f"{remote} passed on a {type(message).__name__} of {author}")
-        if isinstance(message, PeerStatus | Contribution) and len(payload) > MAX_SEALED_BYTES:
-            raise MalformedBytes(f"a {type(message).__name__} of {len(payload)} bytes exceeds {MAX_SEALED_BYTES}")
         if isinstance(message, _ONE_WAY):
             self._one_way(author if isinstance(message, Commit) else remote, message, payload)
             return b""
-        return await seal_aside(self._keypair, self._run, await self._answer(remote, message, page_bytes))
+        answer = await self._answer(remote, message, page_bytes)
+        sealed = await seal_aside(self._keypair, self._run, answer)
+        if self._pacer is None or len(sealed) <= FREE_ANSWER_BYTES or isinstance(answer, Chunk | BlobInfo):
+            return sealed  # chunks have waited already, and what a round needs to know of a blob waits for nobody
+        try:
+            await self._pacer.turn(remote, len(sealed))
+        except Refusal as busy:
+            return await seal_aside(self._keypair, self._run, Refused(line(busy)))
+        return sealed
 
     async def _pass_on(
         self, forwarding: Forwarding, remote: PeerId, author: PeerId, forward: Forward, payload: bytes
@@ -232,7 +244,7 @@ class Server:
         return root in self._store.pinned(ROUND_PINS) and root not in self._old[1]
 
     def _peers(self, offset: int, page_bytes: int) -> Peers:
-        known = [one for one in self._statuses() if len(one.sealed) <= MAX_SEALED_BYTES]
+        known = list(self._statuses())
         page: list[KnownStatus] = []
         size = 0
         for one in known[offset : offset + MAX_PEERS_PAGE]:

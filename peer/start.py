@@ -11,12 +11,13 @@ import contextlib
 import math
 import sys
 import time
-from collections.abc import Iterator, Sequence
+from collections.abc import Iterator, Mapping, Sequence
 from dataclasses import replace
 from typing import Final
 
 import torch
 from safetensors.torch import load as load_safetensors
+from torch import Tensor
 
 from peer.address_book import AddressBook
 from peer.beginning import begin
@@ -29,10 +30,12 @@ from peer.data.tokenizer import read_tokenizer
 from peer.data.windows import Windows, open_windows
 from peer.device import choose_device, describe_device
 from peer.dial_probe import answers
+from peer.disk import room_left
 from peer.entrance import Entrance, enter
 from peer.fetch import Asker, Fetcher
 from peer.first_words import fetch_from_known, fetch_manifest, fetch_state
 from peer.forwarding import Forwarding
+from peer.given import given, round_cost
 from peer.handoff import Handoff
 from peer.home import cache_folder, safe_name
 from peer.inner import make_inner_optimizer
@@ -47,6 +50,7 @@ from peer.options import PeerOptions
 from peer.own_addresses import announced
 from peer.pacing import Pacer
 from peer.reach import Reach
+from peer.remembered import recall
 from peer.replica import Replica
 from peer.routes import Routes
 from peer.saved import Generations
@@ -72,6 +76,7 @@ from swarm.round.commits import Seals
 from swarm.round.own import Self, beat_of
 from swarm.round.participant import Participant
 from swarm.schema import MAX_NAME_BYTES, line
+from swarm.words import counted
 
 SWITCH_INTERVAL_S: Final = (
     0.0002  # the network thread costs the trainer 2 % instead of 20 % (measured, docs/decisions.md)
@@ -99,6 +104,9 @@ class Peer:
         entrance = enter(self._options, self._screen)
         try:
             keypair = entrance.home.keypair()
+            self._options, recalled = recall(entrance.home, self._options)
+            if recalled:
+                self._screen.say(f"as before: {recalled}")
             with self._network(entrance, keypair) as (thread, network):
                 return self._train(entrance, keypair, thread, network, (device, device_reason))
         finally:
@@ -162,12 +170,13 @@ class Peer:
         # Whoever pastes the invite at once must not have to wait until text and model are ready here.
         thread.loop.call_soon_threadsafe(network.transport.serve, server.handle)
         introduction = Introduction(self._screen, entrance, keypair.peer_id, network, local=self._options.local)
-        introduction.introduce(config, device_reason)
+        introduction.introduce(config, device_reason, self._options)
         text = BackgroundWindows(lambda progress: self._open_text(config, thread, asker, store, network, progress))
         try:
             model = build_model(config.model, device=device)
             layout = layout_of(model)
             math = RunMath.of(config, layout, make_codec(config.codec))
+            self._screen.fact("parameters", round_cost(layout.numel, config))
             replica = Replica(math, keypair.peer_id, entrance.run, store, Generations(entrance.home.state))
             fetcher = Fetcher(asker, store)
             begun = begin(
@@ -178,26 +187,13 @@ class Peer:
                 self._screen,
             )
             saved = load_safetensors(begun.optimizer) if begun.optimizer else {}
-            kind, kind_reason = choose_optimizer(
-                config.inner,
-                device,
-                layout.numel,
-                wish=self._options.prefer_torch,
-                saved=saved_kind(config.inner, saved) if saved else None,
-            )
-            optimizer = make_inner_optimizer(config.inner, model.named_parameters(), device=device, kind=kind)
-            self._screen.fact("optimizer", kind_reason)
-            precision, precision_reason = Precision.for_device(device, checkpointing=device.type == "cuda")
-            inner = InnerTrainer(model, optimizer, device, clip_norm=config.inner.clip_norm, precision=precision)
-            inner.micro_batch, batch_reason = choose_micro_batch(
-                inner, config.data.sequence_length, config.model.vocab_size, config.inner.batch_windows
-            )
-            self._screen.fact("precision", precision_reason)
-            self._screen.fact("micro-batch", batch_reason)
+            inner = self._inner(config, model, device, saved)
             windows = self._wait_for_text(text)
             checkpoints = Checkpoints(
                 entrance.home.checkpoints, entrance.run, config, layout, _tokenizer_file(config, self._options)
             )
+            checkpoints.keeps_first = entrance.is_new
+            checkpoints.room = lambda: room_left(entrance.home.path, self._options.max_disk_gb)
             trainer = Trainer(
                 config,
                 replica,
@@ -213,9 +209,36 @@ class Peer:
             node = self._node(
                 entrance, config, replica, (store, network, asker, server), checkpoints, introduction.book
             )
-            return self._work(trainer, node, thread, begun.losses, introduction)
+            before = node.participant.chain
+            began_s = awake_or_asleep_s()
+            reason = self._work(trainer, node, thread, begun.losses, introduction)
+            chain, took_s = node.participant.chain, awake_or_asleep_s() - began_s
+            self._screen.say(given(keypair.peer_id, before, chain, took_s, (network.up_bytes, network.down_bytes)))
+            return reason
         finally:
             text.close()
+
+    def _inner(
+        self, config: RunConfig, model: torch.nn.Module, device: torch.device, saved: Mapping[str, Tensor]
+    ) -> InnerTrainer:
+        """How this machine takes inner steps; what was chosen is told."""
+        kind, kind_reason = choose_optimizer(
+            config.inner,
+            device,
+            sum(parameter.numel() for parameter in model.parameters()),
+            wish=self._options.prefer_torch,
+            saved=saved_kind(config.inner, saved) if saved else None,
+        )
+        self._screen.fact("optimizer", kind_reason)
+        optimizer = make_inner_optimizer(config.inner, model.named_parameters(), device=device, kind=kind)
+        precision, precision_reason = Precision.for_device(device, checkpointing=device.type == "cuda")
+        self._screen.fact("precision", precision_reason)
+        inner = InnerTrainer(model, optimizer, device, clip_norm=config.inner.clip_norm, precision=precision)
+        inner.micro_batch, batch_reason = choose_micro_batch(
+            inner, config.data.sequence_length, config.model.vocab_size, config.inner.batch_windows
+        )
+        self._screen.fact("micro-batch", batch_reason)
+        return inner
 
     def _open_text(
         self,
@@ -355,7 +378,7 @@ class Peer:
             version = node.participant.chain.version
             since_s = awake_or_asleep_s() - node.participant.presence.head_since_s
             time_left = f"{since_s:.0f} of at most {self._train_deadline_s:.0f} s before averaging"
-            waits = node.participant.waits_for or f"training: {status.steps_since_cut} steps, {time_left}"
+            waits = node.participant.waits_for or f"training: {counted(status.steps_since_cut, 'step')}, {time_left}"
             self._screen.live(f"version {version}  {status.tokens_per_s:,.0f} tokens/s  {waits}")
             if self._options.rounds is not None and version >= self._options.rounds:
                 lingering_since = lingering_since or time.monotonic()

@@ -22,7 +22,8 @@ from torch import Tensor, nn
 from torch.nn import functional
 
 from peer.inner import InnerOptimizer
-from swarm.errors import ConfigError, LocalError
+from swarm.errors import ConfigError, LocalError, StateError
+from swarm.words import counted
 
 MAX_NON_FINITE_STEPS: Final = 8  # in a row; one bad batch is a hiccup, eight are a run that has diverged
 
@@ -33,8 +34,8 @@ _CPU_MEMORY_SHARE: Final = 0.5
 _Result = TypeVar("_Result")
 
 
-class TrainingDiverged(LocalError):
-    """Too many steps in a row had a loss or gradient that is not a number."""
+class TrainingDiverged(StateError):
+    """Too many steps in a row had a loss or gradient that is not a number: this peer's own weights have run away."""
 
 
 @dataclass(frozen=True, kw_only=True, slots=True)
@@ -227,8 +228,9 @@ class InnerTrainer:
         if self._skipped_in_a_row >= MAX_NON_FINITE_STEPS:
             raise TrainingDiverged(
                 f"{self._skipped_in_a_row} inner steps in a row without finite numbers (last loss {loss}, gradient norm "
-                f"{grad_norm}; at most {MAX_NON_FINITE_STEPS - 1} are passed over): fetch the swarm's state anew; if that "
-                "does not help, the run needs a lower learning rate or a longer warm-up"
+                f"{grad_norm}; at most {MAX_NON_FINITE_STEPS - 1} are passed over): this peer's own progress has run away. "
+                "Join again with an empty --home, from the swarm's state; if that does not help, the run needs a lower "
+                "learning rate or a longer warm-up"
             )
 
 
@@ -259,9 +261,12 @@ def micro_batch_by_trial(trainer: InnerTrainer, sequence_length: int, vocab_size
         if not trainer.fits(_made_up_windows(trial, sequence_length, vocab_size)):
             if fitting == 0:
                 raise ConfigError(_too_big(trainer.model, trainer.device))
-            return fitting, f"{fitting} windows at once: {trial} did not fit into the memory of {trainer.device}"
+            return (
+                fitting,
+                f"{counted(fitting, 'window')} at once: {trial} did not fit into the memory of {trainer.device}",
+            )
         fitting, trial = trial, min(2 * trial, limit)
-    return fitting, f"{fitting} windows at once: the whole batch fits"
+    return fitting, f"{counted(fitting, 'window')} at once: the whole batch fits"
 
 
 def _micro_batch_by_estimate(

@@ -22,6 +22,7 @@ from peer.handoff import (
     AdoptState,
     ApplyCommits,
     BranchEncoded,
+    CheckpointSkipped,
     CutNow,
     Evaluation,
     Handoff,
@@ -31,6 +32,7 @@ from peer.handoff import (
     Order,
     PrepareMerge,
     Progress,
+    Report,
     SetView,
     StepDropped,
     Stop,
@@ -38,7 +40,7 @@ from peer.handoff import (
 )
 from peer.learning_rate import learning_rate, swarm_tokens_now
 from peer.moments import fit_moments
-from peer.replica import Replica, Work
+from peer.replica import Replica
 from peer.step import InnerTrainer
 from swarm.allreduce import ledger
 from swarm.allreduce.layout import flatten, unflatten_into
@@ -154,7 +156,9 @@ class Trainer:
             case PrepareMerge(record):
                 self._prepare_merge(record)
             case AdoptState(record, keep):
-                self._move(lambda theta_N: self._replica.adopt(record, theta_N, keep_progress=keep), True)
+                self._move(
+                    lambda theta_N: self._replica.adopt(record, theta_N, keep_progress=keep), True, gives_up=not keep
+                )
             case Stop():
                 raise LocalError("a stop is handled by `turn`")
 
@@ -263,10 +267,10 @@ class Trainer:
         self._handoff.report(CutDone(contribution, sealed))
         self._report()
 
-    def _move(self, move: Callable[[Tensor], ledger.Moved], caught_up: bool) -> None:
-        """HEAD, whatever the reason: on disk before the network hears of it."""
+    def _move(self, move: Callable[[Tensor], ledger.Moved], caught_up: bool, *, gives_up: bool = False) -> None:
+        """HEAD, whatever the reason: on disk before the network hears of it. `gives_up`: our own work goes with it."""
         started = time.monotonic()
-        work = replace(self._replica.work)
+        dropped = self._replica.unlisted_tokens if gives_up else 0
         try:
             moved = move(self._theta())
         except (RemoteError, StateError) as error:
@@ -283,7 +287,6 @@ class Trainer:
         if self._clocks.cut_at_s:
             self._clocks.spend("exchange_s", max(0.0, started - self._clocks.cut_at_s))
         self._clocks.spend("apply_s", time.monotonic() - started)
-        dropped = work.tokens if self._replica.work == Work(0, 0, self._replica.work.since_version) else 0
         self._handoff.report(
             Moved(
                 record=self._replica.present.record,
@@ -317,9 +320,14 @@ class Trainer:
         self._progress = replace(self._progress, heldout_loss=loss, heldout_version=chain.version)
         self._handoff.report(Evaluation(chain.version, loss))
         if keeps:
-            kept = self._checkpoints.keep(self._replica.present, loss)
-            if kept is not None:
-                self._handoff.report(kept)
+            self._handoff.report(self._kept(loss))
+
+    def _kept(self, loss: float) -> Report:
+        """The checkpoint of this version. It is for others: where the disk has no room for it, training goes on without."""
+        try:
+            return self._checkpoints.keep(self._replica.present, loss)
+        except StateError as error:
+            return CheckpointSkipped(self._replica.present.state.chain.version, str(error))
 
     def _evaluates(self, version: int) -> bool:
         """The members take turns: one evaluates each version."""

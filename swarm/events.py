@@ -198,6 +198,15 @@ class DaemonRestarted:
 
 
 @dataclass(frozen=True, slots=True)
+class CheckpointSkipped:
+    """A checkpoint that was due was not kept: its disk has no room for it. Training goes on."""
+
+    peer: PeerId
+    version: U63
+    reason: Line
+
+
+@dataclass(frozen=True, slots=True)
 class StepNotApplied:
     """An inner step gave a loss or gradient that is not finite and was dropped."""
 
@@ -227,6 +236,7 @@ Event = (
     | Evaluated
     | LossJumped
     | CheckpointKept
+    | CheckpointSkipped
     | StateDiffered
     | PeerMisbehaved
     | PeerLeft

@@ -19,6 +19,11 @@ from swarm.identity import PeerId
 from swarm.wire import MAX_FRAME_BYTES
 
 SERVE_SHARE: Final = 0.25  # of the upload; a round's own exchange takes at most a third longer
+MAX_SERVE_SHARE: Final = 0.5  # of an upload that was told, where newcomers need more
+NEWCOMER_FACTOR: Final = (
+    3.0  # times what the rounds make, from all holders together: it catches up in half of what it missed
+)
+ROUNDS_COUNTED: Final = 8
 BURST_BYTES: Final = MAX_FRAME_BYTES  # the least that lets a chunk through
 MAX_IN_LINE: Final = 16  # asks in all: each holds one of the places for requests that are served at once
 MAX_IN_LINE_PER_REMOTE: Final = 4
@@ -161,6 +166,25 @@ def _turn(one: _Waiting) -> tuple[float, int]:
     return one.tag, one.ticket
 
 
+class RoundTraffic:
+    """What the rounds make that a newcomer has to fetch: served more slowly than that, it would fall behind for ever."""
+
+    def __init__(self) -> None:
+        self._rounds: deque[tuple[float, float]] = deque(maxlen=ROUNDS_COUNTED + 1)  # when each ended, and its bytes
+
+    def note(self, num_bytes: float, now_s: float) -> None:
+        """A round has ended that listed so many bytes."""
+        self._rounds.append((now_s, num_bytes))
+
+    def bytes_per_s(self, now_s: float) -> float:
+        """Over the last rounds; 0.0 before there were two."""
+        if len(self._rounds) < 2:
+            return 0.0
+        first_s = self._rounds[0][0]
+        num_bytes = sum(one for _, one in self._rounds) - self._rounds[0][1]
+        return num_bytes / max(1.0, now_s - first_s)
+
+
 class Upload:
     """What this peer can send: what it was told, or else the best that was seen over UPLOAD_WINDOW_S."""
 
@@ -169,6 +193,12 @@ class Upload:
         self._told = told
         self._best = 0.0
         self._seen: deque[tuple[float, int]] = deque()  # when, and the bytes sent until then; a second apart
+
+    def serving(self, needed: float) -> float:
+        """Bytes/s at which to serve what no round waits for: SERVE_SHARE, or what is `needed` for a newcomer to come closer;
+        of an upload that was told, MAX_SERVE_SHARE at most."""
+        most = math.inf if self._told is None else MAX_SERVE_SHARE * self._told
+        return max(SERVE_SHARE * self.bytes_per_s, min(needed, most))
 
     @property
     def bytes_per_s(self) -> float:

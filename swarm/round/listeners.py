@@ -45,11 +45,17 @@ def _lost_from_sight(turn: Turn, beats: int) -> list[PeerId]:
 
 
 def of_contribution(turn: Turn, dialled: tuple[PeerId, ...]) -> tuple[PeerId, ...]:
-    """Members, and who stands at our head. Where nobody can dial us, others that we have dialled, too: who fetches our blob
-    over that connection gives it to those who cannot."""
-    holders = () if turn.presence.roll.is_attested(turn.presence.me) else dialled
+    """Members, and who stands at our head; and our holders."""
     at_head = (status.peer for status in turn.at_head())
-    return tuple(sorted({*turn.members, *at_head, *holders} - {turn.presence.me}))
+    return tuple(sorted({*turn.members, *at_head, *holders_for(turn, dialled)} - {turn.presence.me}))
+
+
+def holders_for(turn: Turn, dialled: tuple[PeerId, ...]) -> tuple[PeerId, ...]:
+    """Where nobody can dial us, those that we have dialled and that are no members: who fetches our blob over that connection
+    gives it to those who cannot. They hear nothing of the round, so what waits is named to them with each heartbeat."""
+    if turn.presence.roll.is_attested(turn.presence.me):
+        return ()
+    return tuple(peer for peer in dialled if peer not in turn.electorate)
 
 
 def of_newcomer(turn: Turn) -> tuple[PeerId, ...]:

@@ -429,6 +429,9 @@ class Participant:
         self.presence.answers.say(self._words.say(), self._now_s)
         for peer in listeners.of_heartbeat(self._turn, self._words.count, self._round.heartbeat_s, self._beaten_view):
             self._out.send(peer, status)
+        for peer in listeners.holders_for(self._turn, self.figures.dialled):
+            for contribution, sealed in self._exchange.pending():
+                self._out.send(peer, contribution, sealed)
         self._beaten_view = self.view
 
     # ---------------------------------------------------------------- small change

@@ -8,6 +8,7 @@ from __future__ import annotations
 from dataclasses import replace
 from pathlib import Path
 from types import SimpleNamespace
+from typing import Any
 
 import pytest
 import torch
@@ -116,10 +117,17 @@ def test_whose_state_is_wrong_adopts_a_snapshot_and_gives_its_progress_up(
         wrong.replica._versions[-1] = harmed
         wrong.participant.state_digest = digest_of("test", b"bits that nobody else has")
         before = len(moves_of(group, number))
+        given_up, adopt = [], wrong.replica.adopt
+
+        def counted(*args: Any, **options: Any) -> Any:
+            given_up.append(wrong.replica.unlisted_tokens)
+            return adopt(*args, **options)
+
+        wrong.replica.adopt = counted  # type: ignore[method-assign]
         group.run_until(lambda: len(moves_of(group, number)) > before)
         last = moves_of(group, number)[before]
         assert last.record == present.record, "it moved by something else"
-        assert last.caught_up and last.dropped_tokens > 0 and wrong.replica.work.steps == 0
+        assert last.caught_up and [last.dropped_tokens] == given_up != [0] and wrong.replica.work.steps == 0
         assert torch.equal(wrong.theta_N, wrong.anchor_N) and not bool(wrong.residual_N.any())
         group.settle(group[0].version + 2)
         assert len({member.digest for member in group.members}) == 1

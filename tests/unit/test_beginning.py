@@ -159,6 +159,15 @@ def test_a_damaged_residual_costs_the_private_part_alone(tmp_path: Path, lived: 
     assert started(home, run_math, Swarm(None)).begun.losses == ()
 
 
+def test_who_gives_its_progress_up_gives_up_what_is_pending_too(tmp_path: Path, lived: Life, run_math: RunMath) -> None:
+    """Only the work since the last cut was declared."""
+    home = copy_of(lived, tmp_path)
+    replica = started(home, run_math, Swarm(None)).replica
+    assert replica.pending and replica.unlisted_tokens == newest(home).unlisted_tokens == 300 > replica.work.tokens
+    replica.adopt(replica.present.record, replica.present.state.anchor_N, keep_progress=False)
+    assert replica.pending == () and replica.unlisted_tokens == 0
+
+
 def test_a_lost_contribution_that_is_listed_after_all_counts_once(
     tmp_path: Path, lived: Life, run_math: RunMath
 ) -> None:

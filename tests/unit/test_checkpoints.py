@@ -10,6 +10,7 @@ import pytest
 
 from peer.blob_store import BlobStore
 from peer.checkpoints import Checkpoints, is_checkpoint_version
+from peer.disk import room_left
 from peer.model import layout_of, meta_model
 from peer.replica import Version
 from peer.tokenizer_file import byte_tokenizer_file
@@ -17,6 +18,7 @@ from swarm.allreduce.codec import make_codec
 from swarm.allreduce.shared import RunMath, genesis_state, snapshot
 from swarm.config import CheckpointConfig, DataConfig, ModelConfig, RunConfig
 from swarm.digest import blob_digest
+from swarm.errors import StateError
 from tests.unit.message_examples import RUN
 
 MODEL = ModelConfig(vocab_size=64, hidden_size=16, num_layers=1, num_heads=2, intermediate_size=32, max_positions=16)
@@ -69,6 +71,42 @@ def test_a_kept_checkpoint_is_served_and_found_again(tmp_path: Path, genesis: tu
     assert made(tmp_path, run_math).load(store) == (kept,)
     for file in record.files:
         assert blob_digest(store.read(file.root, check=True)) == file.root
+
+
+def test_no_room_costs_the_checkpoint_and_leaves_nothing(
+    tmp_path: Path, genesis: tuple[RunMath, Version], monkeypatch: pytest.MonkeyPatch
+) -> None:
+    """A full disk ended the peer, for a checkpoint that it keeps for others."""
+    run_math, version = genesis
+    checkpoints = made(tmp_path, run_math)
+    checkpoints.room = lambda: 4 * run_math.layout.numel - 1
+    with pytest.raises(StateError, match=r"it takes 0 MB, and 0 MB are left for this peer"):
+        checkpoints.keep(version, 1.0)
+    assert versions_in(tmp_path) == []
+    checkpoints.room = lambda: 4 * run_math.layout.numel
+
+    def fills_up(folder: Path, *args: object) -> None:
+        folder.mkdir(parents=True)
+        (folder / "half").write_bytes(b"x")
+        raise StateError("the disk is full")
+
+    monkeypatch.setattr("peer.checkpoints.write_checkpoint", fills_up)
+    with pytest.raises(StateError, match="full"):
+        checkpoints.keep(version, 1.0)
+    assert versions_in(tmp_path) == []
+
+
+def test_who_joins_a_run_keeps_no_version_0(tmp_path: Path, genesis: tuple[RunMath, Version]) -> None:
+    checkpoints = made(tmp_path, genesis[0])
+    checkpoints.keeps_first = False
+    assert not checkpoints.is_due(0) and checkpoints.is_due(1)
+
+
+def test_room_is_what_the_disk_has_and_what_the_limit_leaves(tmp_path: Path) -> None:
+    (tmp_path / "sub").mkdir()
+    (tmp_path / "sub" / "blob").write_bytes(bytes(3_000_000))
+    assert room_left(tmp_path, 0) > 10_000_000
+    assert 990_000 <= room_left(tmp_path, 0.004) <= 1_000_000
 
 
 def test_pruning_keeps_version_0_and_the_newest(tmp_path: Path, genesis: tuple[RunMath, Version]) -> None:

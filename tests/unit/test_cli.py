@@ -25,6 +25,7 @@ PEER_OPTIONS = {
     "--json-events",
     "--listen",
     "--local",
+    "--max-disk-gb",
     "--max-upload-mbit",
     "--name",
     "--new",

@@ -7,6 +7,7 @@ from contextlib import asynccontextmanager
 from pathlib import Path
 from typing import Any
 
+import pytest
 import trio
 import trio.testing
 
@@ -411,3 +412,25 @@ def test_a_relay_has_no_status_and_passes_on(tmp_path: Path) -> None:
         assert relay.asked["Forward"] > 2
 
     watching(tmp_path, swarm, job, at=[relay.address])
+
+
+def test_a_flood_of_ids_costs_no_more_than_the_view_shows(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
+    """Each id that was ever told of stayed in two tables of the collector and one of the history."""
+    swarm = FakeSwarm(2)
+    monkeypatch.setattr("coordinator.collect.MAX_PEERS", 200)
+    monkeypatch.setattr("coordinator.archive.MAX_STATUSES", 200)
+    flood = [Keypair.from_seed(number.to_bytes(32, "big")) for number in range(1, 500)]
+
+    async def job(watch: Watch) -> None:
+        await trio.sleep(3.0)
+        for one in flood:
+            watch.collector._take(a_status(one.peer_id, beat=9), b"sealed", direct=False)
+        assert len(watch.collector._heard) == 200
+        assert {one.peer_id for one in swarm.peers} <= watch.collector._heard.keys(), "who is asked directly stays"
+        assert len(watch.archive.statuses()) == 200
+        (count,) = watch.archive._db.execute("SELECT count(*) FROM statuses").fetchone()
+        assert count <= 200 + 64
+        await trio.sleep(3.0)
+        assert watch.live() >= {one.status.name for one in swarm.peers}
+
+    watching(tmp_path, swarm, job, at=[swarm.peers[0].address])

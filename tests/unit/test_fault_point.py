@@ -55,10 +55,15 @@ def test_a_mistake_is_told(text: str, said: str) -> None:
 
 
 @pytest.mark.parametrize("nothing", [None, ""])
-def test_off_is_off(nothing: str | None) -> None:
+@pytest.mark.parametrize("phase", PHASES)
+def test_off_is_off(phase: str, nothing: str | None, tmp_path: Path) -> None:
+    fault_point.arm(f"phase={phase};do=mark;marker={tmp_path / 'marks'}")
     fault_point.arm(nothing)
-    for phase in PHASES:
-        fault_point.reached(phase)
+    fault_point.reached(phase)
+    assert not list(tmp_path.iterdir())
+    fault_point.arm(f"phase={phase};do=mark;marker={tmp_path / 'marks'}")
+    fault_point.reached(phase)
+    assert list(tmp_path.iterdir())
 
 
 def test_it_happens_once_at_its_phase(tmp_path: Path) -> None:

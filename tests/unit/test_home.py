@@ -6,16 +6,19 @@ import os
 import stat
 import subprocess
 import sys
+import time
 from pathlib import Path
 
 import pytest
 
 from peer.home import (
     MAX_DEFAULT_HOMES,
+    Home,
     HomeInUse,
     last_home,
     open_default_home,
     open_home,
+    refuse_unfit_home,
     refuse_unwritable_data_folder,
     run_folder,
     safe_name,
@@ -43,6 +46,19 @@ def manifest() -> Manifest:
     config: RunConfig = preset_config("tiny")
     source = config.data.model_copy(update={"num_windows": 1000, "num_heldout_windows": 100})
     return sign_manifest(config.model_copy(update={"data": source, "genesis_digest": "ab" * 32}), [AUTHOR])
+
+
+def test_each_life_has_the_next_number_whatever_the_clock_says(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
+    """It followed the clock: one that was ahead for a day made a peer count from there."""
+    monkeypatch.setattr(time, "time", lambda: 1000.9)
+    home = Home(tmp_path)
+    assert [home.next_incarnation(0) for _ in range(3)] == [1000, 1001, 1002]
+    monkeypatch.setattr(time, "time", lambda: 9e9)
+    assert home.next_incarnation(1002) == 1003, "before the state of the last life was saved"
+    (tmp_path / "incarnation").unlink()
+    assert home.next_incarnation(1003) == 1004, "of a home of an older release"
+    (tmp_path / "incarnation").write_text("torn")
+    assert home.next_incarnation(0) == 9_000_000_000, "nothing is known any more"
 
 
 def test_a_home_in_use_names_its_process_and_is_free_again_afterwards(tmp_path: Path) -> None:
@@ -169,3 +185,28 @@ def test_a_data_folder_that_cannot_be_written_is_one_line(tmp_path: Path, monkey
             refuse_unwritable_data_folder()
     monkeypatch.setenv(DATA_ENV, str(tmp_path / "data" / "deep"))
     refuse_unwritable_data_folder()
+
+
+def test_a_home_that_cannot_be_is_refused_by_name(tmp_path: Path) -> None:
+    refuse_unfit_home(tmp_path)
+    refuse_unfit_home(tmp_path / "not" / "yet")
+    (tmp_path / "file").write_text("x")
+    for path in (tmp_path / "file", tmp_path / "file" / "below"):
+        with pytest.raises(ConfigError, match=r"file is a file; name a folder"):
+            refuse_unfit_home(path)
+
+
+def test_a_wrong_home_is_told_at_once(tmp_path: Path) -> None:
+    """It was found out after the text was read and the model made."""
+    (tmp_path / "file").write_text("x")
+    said = subprocess.run(
+        [sys.executable, "-X", "importtime", "run_peer.py", "--local", "--home", str(tmp_path / "file")],
+        capture_output=True,
+        text=True,
+        timeout=60,
+        cwd=ROOT,
+        check=False,
+    )
+    lines = [line for line in said.stderr.splitlines() if not line.startswith("import time:")]
+    assert said.returncode == 2 and len(lines) == 1 and "is a file; name a folder" in lines[0]
+    assert not any(line.split("|")[-1].strip() == "torch" for line in said.stderr.splitlines())

@@ -16,6 +16,7 @@ from peer.home import Home, open_home
 from peer.introduction import Introduction
 from peer.invitation import invitation
 from peer.main import print_invite
+from peer.options import PeerOptions
 from peer.screen import Screen
 from swarm.address import Address, parse_address
 from swarm.errors import ConfigError
@@ -59,13 +60,21 @@ def home(tmp_path: Path) -> Iterator[Home]:
     home.release()
 
 
-def introduced(home: Home, network: Any, capsys: pytest.CaptureFixture[str], *, local: bool = False) -> tuple[Any, str]:
+def introduced(
+    home: Home, network: Any, capsys: pytest.CaptureFixture[str], *, local: bool = False, **options: Any
+) -> tuple[Any, str]:
     screen = Screen(quiet=False, json_events=None)
     entrance = Entrance(home, RUN, None, (), is_new=False)
     introduction = Introduction(screen, entrance, ME, network, local=local)
-    introduction.introduce(preset_config("tiny"), "cpu")
+    introduction.introduce(preset_config("tiny"), "cpu", PeerOptions(**options))
     assert screen.printer.drain(60.0)
     return introduction, " ".join(capsys.readouterr().out.split())
+
+
+def test_whoever_joins_a_run_on_files_is_told_what_it_needs(home: Home, capsys: pytest.CaptureFixture[str]) -> None:
+    files = {"data": Path("/data/pile 1.jsonl.zst"), "tokenizer": Path("neox.json")}
+    _, shown = introduced(home, StubNetwork((at(ME, "127.0.0.1"),)), capsys, local=True, **files)
+    assert re.search(r"--join barnraise1-\S+ --data 'pile 1.jsonl.zst' --tokenizer neox.json --local \(with the", shown)
 
 
 def look(introduction: Introduction, participant: Participant) -> None:

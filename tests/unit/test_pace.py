@@ -19,7 +19,10 @@ from swarm.pace import (
     MAX_IN_LINE,
     MAX_IN_LINE_PER_REMOTE,
     MAX_WAIT_S,
+    NEWCOMER_FACTOR,
+    ROUNDS_COUNTED,
     UPLOAD_WINDOW_S,
+    RoundTraffic,
     ServeQueue,
     TokenBucket,
     Upload,
@@ -164,3 +167,27 @@ def test_the_upload_is_what_was_told_or_the_best_that_was_seen() -> None:
     for second in range(100):
         idle.note(0, float(second))
     assert idle.bytes_per_s == LEAST_UPLOAD
+
+
+def test_the_rounds_bytes_are_counted_from_the_end_of_the_first() -> None:
+    rounds = RoundTraffic()
+    assert rounds.bytes_per_s(0.0) == 0.0
+    for number in range(20):
+        rounds.note(1e6 + number, 4.0 * number)
+    assert rounds.bytes_per_s(76.0) == pytest.approx((ROUNDS_COUNTED * 1e6 + sum(range(12, 20))) / 32.0)
+    assert rounds.bytes_per_s(176.0) < 0.25 * rounds.bytes_per_s(76.0), "no round has ended for long"
+
+
+@given(st.floats(1e3, 1e8), st.floats(1e6, 1e9))
+@settings(deadline=None)
+def test_a_newcomer_comes_closer_whatever_the_rounds_make(made: float, missed: float) -> None:
+    """Served at a share of an upload of which little was seen, it fell behind for ever: 335 kB/s where rounds made 490."""
+    served = Upload().serving(NEWCOMER_FACTOR * made)
+    assert missed / (served - made) <= missed / (made * (NEWCOMER_FACTOR - 1)) * (1 + 1e-9)
+
+
+def test_what_a_newcomer_needs_is_no_more_than_half_of_an_upload_that_was_told() -> None:
+    assert Upload(1e6).serving(0.0) == 0.25e6
+    assert Upload(1e6).serving(0.4e6) == 0.4e6
+    assert Upload(1e6).serving(9e6) == 0.5e6
+    assert Upload(math.inf).serving(9e6) == math.inf

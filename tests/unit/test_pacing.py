@@ -5,6 +5,7 @@ from __future__ import annotations
 import asyncio
 import random
 from collections.abc import Awaitable, Callable
+from dataclasses import replace
 from pathlib import Path
 
 import pytest
@@ -17,12 +18,22 @@ from peer.served_states import LEASE_S, MAX_LEASE_S, ServedStates
 from swarm.blobs import BUSY
 from swarm.digest import CHUNK_BYTES, Digest, blob_digest
 from swarm.identity import PeerId
-from swarm.messages import Chunk, GetChunk, GetState, Refused, StateRecord, UnitState, open_message, seal_message
+from swarm.messages import (
+    Chunk,
+    GetChunk,
+    GetPeers,
+    GetState,
+    Refused,
+    StateRecord,
+    UnitState,
+    open_message,
+    seal_message,
+)
 from swarm.net.simnet import SimNet
 from swarm.pace import BURST_BYTES, SERVE_SHARE, Upload
 from tests.unit.inline_loop import run_inline
 from tests.unit.message_examples import AUTHOR, RUN, keypair
-from tests.unit.small_swarm import log_of, state_at
+from tests.unit.small_swarm import START, log_of, state_at
 
 UPLOAD = 1.25e6  # bytes/s: 10 Mbit/s
 SHARE = SERVE_SHARE * UPLOAD
@@ -222,3 +233,24 @@ def test_the_server_keeps_the_state_that_it_tells_of(tmp_path: Path) -> None:
     asker = keypair(2)
     asyncio.run(server.handle(asker.peer_id, seal_message(asker, RUN, GetState())))
     assert store.collect() == 0 and store.has(root)
+
+
+def test_long_answers_of_any_kind_are_served_at_the_pace(tmp_path: Path) -> None:
+    """Only chunks were: a stranger could ask for states and logs as fast as it liked."""
+
+    async def main() -> None:
+        small = Small(tmp_path, 1, Upload(UPLOAD))
+        small.server.state = state_at(START, [small.store])
+        small.server.state = replace(small.server.state, units=small.server.state.units * 300)
+        clock = asyncio.get_running_loop().time
+        asker, began_s, num_bytes = small.joiners[0], clock(), 0
+        for _ in range(200):
+            answer = await small.server.handle(asker.peer_id, seal_message(asker, RUN, GetState()))
+            num_bytes += len(answer)
+        assert num_bytes > 2 * BURST_BYTES
+        assert clock() - began_s >= (num_bytes - BURST_BYTES) / SHARE - 0.1
+        short_s = clock()
+        await small.server.handle(asker.peer_id, seal_message(asker, RUN, GetPeers()))
+        assert clock() - short_s < 0.01, "a short one waits for nobody"
+
+    run_inline(main())

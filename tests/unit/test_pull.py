@@ -13,7 +13,7 @@ import pytest
 import trio
 import trio.testing
 
-from coordinator.pull import Pulled, check_files, pull
+from coordinator.pull import MAX_FILES_AT_ONCE, Pulled, check_files, pull
 from swarm.digest import CHUNK_BYTES, ZERO_DIGEST, blob_digest
 from swarm.errors import ConfigError, MalformedBytes, StateError, Unreachable
 from swarm.messages import BlobInfo, CheckpointFile, CheckpointRecord, Chunk, Evaluation, GetBlob, GetChunk
@@ -124,6 +124,15 @@ def test_one_honest_holder_is_enough(fault: Callable[[FakePeer], Fault], tmp_pat
     assert_whole(tmp_path / "out")
     liars = {peer.peer_id for peer in swarm.peers[:2]} if fault in (wrong_chunks, wrong_digests) else set()
     assert set(result.wrong_chunks) == liars
+
+
+def test_a_liar_costs_one_chunk_of_all_files(tmp_path: Path) -> None:
+    """Each file found out for itself."""
+    swarm = holders(2)
+    swarm.peers[0].fault = wrong_chunks(swarm.peers[0])
+    result = pulled(swarm, tmp_path / "out")
+    assert_whole(tmp_path / "out")
+    assert 1 <= result.wrong_chunks[swarm.peers[0].peer_id] <= MAX_FILES_AT_ONCE
 
 
 def test_a_broken_pull_is_taken_up_again(tmp_path: Path) -> None:

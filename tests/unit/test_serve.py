@@ -147,16 +147,9 @@ def test_a_thousand_statuses_come_in_pages_that_fit(server: Server) -> None:
     assert ask(server, GetPeers(2**32 - 1)) == Peers(1000, ())
 
 
-def test_a_status_too_long_for_a_page_is_left_out_of_it(server: Server) -> None:
-    """Else everybody who asks us for peers would refuse our whole answer, and blame us."""
-    own, long, other = KnownStatus(b"own", 0.0), KnownStatus(bytes(4097), 1.0), KnownStatus(b"other", 2.0)
-    server.connect(lambda *_: None, lambda: [own, long, other])
-    assert ask(server, GetPeers(0)) == Peers(2, (own, other))
-
-
 def test_events_come_in_order_in_pages_that_fit_and_numbers_go_on(server: Server) -> None:
     for number in range(700):
-        server.events.add(float(number), PeerLeft(AUTHOR.peer_id, "\u2603" * 400))
+        server.events.add(float(number), PeerLeft(AUTHOR.peer_id, "\u2603" * 133))
     seen, since = [], 0
     while page := ask(server, GetEvents(since)):
         assert isinstance(page, Events)
@@ -232,9 +225,9 @@ def test_nobody_speaks_for_another_but_what_speaks_of_its_author_is_passed_on(se
     assert heard == [(AUTHOR.peer_id, example_of(Commit))], "a commit is its leader's, whoever brings it"
 
 
-def test_a_status_that_could_not_be_passed_on_is_refused(server: Server) -> None:
+def test_a_status_that_could_not_be_passed_on_is_none(server: Server) -> None:
     long = replace(example_of(PeerStatus), holding=tuple(blob_digest(bytes([number])) for number in range(256)))
-    with pytest.raises(RemoteError, match="exceeds 4096"):
+    with pytest.raises(RemoteError, match="length 256 exceeds 32"):
         asyncio.run(server.handle(AUTHOR.peer_id, seal_message(AUTHOR, RUN, long)))
 
 

@@ -229,7 +229,7 @@ def test_micro_batch_by_trial(capacity: int, limit: int, expected: int) -> None:
     scarce = Scarce(make_model(), capacity)
     before = weights(scarce)
     chosen, reason = micro_batch_by_trial(make_trainer(scarce), LENGTH, VOCAB, limit)
-    assert chosen == expected and reason.startswith(f"{expected} windows")
+    assert chosen == expected and reason.startswith(f"{expected} window")
     assert torch.equal(before, weights(scarce)) and all(p.grad is None for p in scarce.parameters())
 
 

@@ -92,4 +92,4 @@ def test_gpu_is_described() -> None:
     device, reason = choose_device("auto")
     assert device.type == "cuda" and "GiB" in describe_device(device) and reason
     load = device_load(device)
-    assert load is None or load.total_bytes is None or load.total_bytes > 2**30
+    assert load is not None and load.total_bytes > 2**30 and 0 <= load.used_bytes <= load.total_bytes

@@ -140,3 +140,12 @@ def test_a_leader_that_turns_to_another_view_tells_its_members() -> None:
     hear(member, status_of(FIRST, view=1))
     assert member.accept(SECOND, 1, out)
     assert listeners.of_heartbeat(member, 1, 2.0, view_before=0) == (SECOND,), "it led nobody"
+
+
+def test_holders_are_those_dialled_who_are_no_members_while_nobody_can_dial_us() -> None:
+    stranger = PeerId(b"s" * 32)
+    turn = turn_of(ME)
+    assert listeners.holders_for(turn, (FIRST, stranger)) == (stranger,)
+    assert stranger in listeners.of_contribution(turn, (FIRST, stranger))
+    turn.presence.hear(replace(status_of(SECOND, view=0), dialled=(ME,)), b"", 0.0)
+    assert listeners.holders_for(turn, (FIRST, stranger)) == ()

@@ -12,7 +12,18 @@ from hypothesis import strategies as st
 
 from coordinator.clean import clean
 from coordinator.summary import Summary, as_json, summarize
-from coordinator.view import LIVE_HEARSAY_S, LIVE_S, MAX_NOTES, MAX_ROUNDS, Happened, Seen, SwarmView, Trouble, fold
+from coordinator.view import (
+    LIVE_HEARSAY_S,
+    LIVE_S,
+    MAX_NOTES,
+    MAX_ROUNDS,
+    MAX_TELLERS,
+    Happened,
+    Seen,
+    SwarmView,
+    Trouble,
+    fold,
+)
 from swarm.digest import Digest
 from swarm.events import Evaluated, Event, LossJumped, PeerJoined, PeerLeft, RoundCommitted
 from swarm.identity import PeerId
@@ -311,3 +322,17 @@ def test_folding_does_not_change_what_was() -> None:
 
 def test_digest_is_hashable_key() -> None:
     assert Digest(a_digest("head 7").raw) in view_of(a_round(7)).rounds
+
+
+def test_nothing_in_the_view_grows_with_the_ids_that_were_ever_seen(monkeypatch: pytest.MonkeyPatch) -> None:
+    monkeypatch.setattr("coordinator.view.MAX_PEERS", 300)
+    view, ids = SwarmView(RUN), [PeerId(number.to_bytes(32, "big")) for number in range(1, 400)]
+    for number, peer in enumerate(ids):
+        view = fold(view, seen(peer, NOW + number, heldout_loss=2.0, train_loss=3.0, version=7, heldout_version=7))
+    for peer in ids[: MAX_TELLERS + 50]:
+        view = fold(view, a_round(7, peer))
+        view = fold(view, Happened(peer, NOW, PeerLeft(PEERS[0], "left on purpose")))
+    assert len(view.peers) == 300 and ids[0] not in view.peers
+    (one_round,), (note,) = view.rounds.values(), view.notes
+    tellers = (view.heldout[7], view.train[7], one_round.digests, note.tellers)
+    assert [len(those) for those in tellers] == [MAX_TELLERS] * 4
