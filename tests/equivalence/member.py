@@ -21,6 +21,7 @@ from peer.model import build_model, genesis_digest, initial_parameters, layout_o
 from peer.replica import Replica
 from peer.saved import SavedState
 from peer.serve import Server
+from peer.tokenizer_file import byte_tokenizer_file
 from peer.trainer import Trainer
 from swarm import chain as chains
 from swarm.allreduce.codec import make_codec
@@ -137,7 +138,7 @@ class Member:
         self.text = TinyText(config.data, config.model.vocab_size, lambda: self.version)
         self.handoff = Handoff()
         kind = Checkpoints if group.checkpoints else NoCheckpoints
-        checkpoints = kind(place.folder / "checkpoints", RUN, config, layout, None)
+        checkpoints = kind(place.folder / "checkpoints", RUN, config, layout, byte_tokenizer_file())
         self.trainer = Trainer(
             config,
             self.replica,

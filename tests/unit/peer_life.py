@@ -15,6 +15,7 @@ from peer.home import Home, open_home
 from peer.model import layout_of, meta_model
 from peer.replica import Replica
 from peer.saved import Generations
+from peer.tokenizer_file import byte_tokenizer_file
 from swarm.allreduce.codec import make_codec
 from swarm.allreduce.ledger import Ledger, cut, joined
 from swarm.allreduce.shared import RunMath, genesis_state
@@ -183,4 +184,4 @@ def entry_of(one: Contribution) -> Entry:
 
 
 def checkpoints_in(home: Home, run_math: RunMath) -> Checkpoints:
-    return Checkpoints(home.checkpoints, RUN, CONFIG, run_math.layout, None)
+    return Checkpoints(home.checkpoints, RUN, CONFIG, run_math.layout, byte_tokenizer_file())
