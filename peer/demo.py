@@ -140,7 +140,8 @@ def run_demo(out: Path, *, seconds: int) -> int:
     """Runs the demo for about that long; returns the exit code."""
     console = Console(highlight=False, width=None if sys.stdout.isatty() else 100)
     stage = _Stage(out.resolve(), console)
-    signal.signal(signal.SIGTERM, signal.default_int_handler)  # as Ctrl+C: it leaves no process behind
+    for number in (signal.SIGINT, signal.SIGTERM):  # a shell starts what runs behind it with Ctrl+C ignored
+        signal.signal(number, signal.default_int_handler)
     try:
         with _clean_stage(stage):
             outcome = _play(stage, seconds)
