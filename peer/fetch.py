@@ -9,6 +9,7 @@ from __future__ import annotations
 
 import asyncio
 import contextlib
+import logging
 from collections.abc import Callable, Iterable
 from dataclasses import dataclass, field
 from typing import Any, BinaryIO, Final, TypeVar
@@ -25,6 +26,8 @@ from swarm.holders import Holders
 from swarm.identity import Keypair, PeerId
 from swarm.messages import GetBlob, GetChunk, Refused, seal_message
 from swarm.net.transport import Transport
+
+log = logging.getLogger(__name__)
 
 CHUNK_TIMEOUT_S: Final = 20.0  # 1 MiB at 0.5 Mbit/s: slower links cannot take part anyway
 INFO_TIMEOUT_S: Final = 5.0
@@ -206,6 +209,7 @@ class Fetcher:
         try:
             return await self._asker.ask(ask.to, ask.message, timeout_s=timeout_s)
         except (NetworkError, RemoteError) as error:
+            log.debug("%s did not give %s: %s", ask.to, ask.message, error)
             return error
 
     @staticmethod

@@ -46,13 +46,11 @@ class Forwarding:
         self.num_passed_on += 1
         return answer
 
-    async def unwrap(self, author: PeerId, forward: Forward) -> Any:
-        """The message for us in what a third passed on. Raises RemoteError if it came before, or is of another author."""
+    async def unwrap(self, author: PeerId, forward: Forward) -> tuple[PeerId, Any]:
+        """Who signed the message for us in what a third passed on, and that message. Raises RemoteError if it came before."""
         if not self._numbers.is_new(author, forward.number):
             raise MalformedBytes(f"forward {forward.number} of {author} came before, or is too old")
         signed_by, message = await open_aside(forward.sealed, self._run)
-        if signed_by != author:
-            raise BadSignature(f"{author} forwarded a message of {signed_by}")
         if isinstance(message, Forward | GetBlob | GetChunk):
             raise MalformedBytes(f"a {type(message).__name__} is not forwarded")
-        return message
+        return signed_by, message

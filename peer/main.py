@@ -151,6 +151,7 @@ def run_relay_command(path: Path, home: Path | None, listen: str, announce: tupl
     """Runs a relay until it is told to stop; returns the exit code."""
     screen = Screen(quiet=False, json_events=None)
     try:
+        set_up_logs(screen)
         manifest = read_run_file(path)
         if not isinstance(manifest, Manifest):
             raise ConfigError(f"{path} is no manifest; make one with: {barnraise_command('new', path)}")

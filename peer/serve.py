@@ -163,7 +163,8 @@ class Server:
         if isinstance(message, Forward) and self._forwarding is not None:
             if message.to != self._keypair.peer_id:
                 return await self._pass_on(self._forwarding, remote, author, message, payload)
-            remote, payload, message = author, message.sealed, await self._forwarding.unwrap(author, message)
+            remote, payload = author, message.sealed
+            author, message = await self._forwarding.unwrap(author, message)
             page_bytes = FORWARDED_PAGE_BYTES
         if author != remote and not isinstance(message, PeerStatus | Contribution | Commit | MergeOffer):
             raise BadSignature(f"{remote} passed on a {type(message).__name__} of {author}")

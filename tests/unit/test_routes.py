@@ -127,6 +127,22 @@ def test_a_receiver_takes_each_number_once_and_only_what_its_author_signed(tmp_p
     run_clean(main())
 
 
+def test_what_anybody_may_pass_on_goes_by_one_hop_too(tmp_path: Path) -> None:
+    """A leader behind NAT names to one member what another one has announced: the receiver refused it each time."""
+
+    async def main() -> None:
+        homes = await Homes.raised(tmp_path)
+        named = replace(example_of(Contribution), author=homes.third.id)
+        sealed = seal_message(homes.third.key, RUN, named)
+        assert await homes.routes.request(homes.other.id, sealed, timeout_s=5) == b""
+        assert homes.taken == [(homes.one.id, named)]
+        with pytest.raises(Unreachable, match="did not take it"):
+            await homes.routes.request(homes.other.id, seal_message(homes.third.key, RUN, GOODBYE), timeout_s=5)
+        assert len(homes.taken) == 1, "others speak for themselves"
+
+    run_clean(main())
+
+
 def test_whoever_is_connected_is_asked_straight(tmp_path: Path) -> None:
     async def main() -> None:
         swarm = SmallSwarm(tmp_path)
