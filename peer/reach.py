@@ -23,6 +23,7 @@ from swarm.round.participant import Participant
 LOOK_EVERY_S: Final = 1.0  # for whom a dial is due
 DIAL_AGAIN_S: Final = 240.0  # somebody who answered: twice within the time for which it counts
 COUNTS_FOR_S: Final = 600.0
+SECOND_TRY_S: Final = 2.0  # after the first dial in vain of who had answered before
 FIRST_REST_S: Final = 10.0  # after a dial in vain; doubled with each further one
 LONGEST_REST_S: Final = 300.0
 DIAL_ANEW_TIMEOUT_S: Final = 3.0
@@ -89,7 +90,8 @@ class Reach:
         connected, dialled = await self._transport.connected(), self.dialled
         for peer in dialled:
             if peer not in connected:
-                self._known[peer].due_s = min(self._known[peer].due_s, now_s)
+                known = self._known[peer]
+                known.due_s = known.due_s if known.failures else min(known.due_s, now_s)
         wanted = list(dialled) + self._in_turn({*there, *self._reached} - set(dialled))
         due: list[tuple[PeerId, tuple[Address, ...]]] = []
         for peer in wanted:
@@ -120,6 +122,12 @@ class Reach:
                 with contextlib.suppress(NetworkError, RemoteError):
                     await self._transport.connect(str(address), timeout_s=DIAL_ANEW_TIMEOUT_S)
                 return
+        if known.answered_s is not None and not known.failures:
+            known.failures, known.due_s = (
+                1,
+                now_s + SECOND_TRY_S,
+            )  # a busy machine answers late: nobody is given up for that
+            return
         known.answered_s = None
-        known.due_s = now_s + min(LONGEST_REST_S, FIRST_REST_S * 2.0**known.failures)
+        known.due_s = now_s + min(LONGEST_REST_S, FIRST_REST_S * 2.0 ** max(0, known.failures - 1))
         known.failures += 1

@@ -203,6 +203,35 @@ class Dials:
         return address.peer in self.answering
 
 
+def test_one_dial_in_vain_gives_nobody_up_and_a_second_does(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
+    """A relay that answered late once was out of all lists for a while: nobody fetched there what a home had announced."""
+    monkeypatch.setattr("peer.reach.SECOND_TRY_S", 0.2)
+    monkeypatch.setattr("peer.reach.LOOK_EVERY_S", 0.01)
+
+    async def main() -> None:
+        swarm = SmallSwarm(tmp_path)
+        me, other = (swarm.host(number) for number in (1, 2))
+        dials = Dials(me, [other])
+        reach = Reach(dials, me.transport, {}, dials)  # type: ignore[arg-type]
+        running = asyncio.create_task(reach.run())
+        while not reach.dialled:  # noqa: ASYNC110  what is waited for has no event of its own
+            await asyncio.sleep(0.01)
+        dials.answering.discard(other.id)
+        await other.transport.close()
+        count = len(dials.tried)
+        while len(dials.tried) == count:  # noqa: ASYNC110
+            await asyncio.sleep(0.01)
+        assert reach.dialled == (other.id,)
+        while len(dials.tried) == count + 1:  # noqa: ASYNC110
+            await asyncio.sleep(0.01)
+        await asyncio.sleep(0.05)
+        assert reach.dialled == ()
+        running.cancel()
+        await asyncio.wait([running])
+
+    run_clean(main())
+
+
 def test_reach_names_who_answered_a_dial_and_connects_to_them(tmp_path: Path) -> None:
     async def main() -> None:
         swarm = SmallSwarm(tmp_path)
