@@ -19,7 +19,7 @@ def round_cost(numel: int, config: RunConfig) -> str:
 
     sample = min(numel, _SAMPLE)
     num_bytes = len(make_codec(config.codec).encode(torch.zeros(sample))) / sample * numel
-    size = f"{num_bytes / 1e6:,.1f} MB"
+    size = f"{num_bytes / 1e6:,.1f} MB" if num_bytes >= 1e5 else f"{num_bytes / 1e3:,.1f} kB"
     return f"{numel:,}; each round you send {size} and fetch {size} from each other member"
 
 

@@ -7,7 +7,7 @@ import os
 import signal
 import sys
 from collections.abc import Iterator
-from contextlib import contextmanager
+from contextlib import contextmanager, suppress
 from typing import Final
 
 NOBODY_READS: Final = 128 + signal.SIGPIPE  # what a shell shows of any tool that wrote into a pipe without a reader
@@ -21,7 +21,8 @@ def standard_streams() -> Iterator[None]:
     """
     for stream in (sys.stdout, sys.stderr):
         if isinstance(stream, io.TextIOWrapper):
-            stream.reconfigure(errors="replace")
+            with suppress(OSError):  # of a stream whose file was exchanged below it: it stays as it is
+                stream.reconfigure(errors="replace")
     out = sys.stdout  # typer puts something in its place that hides a broken pipe
     try:
         yield
