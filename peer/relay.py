@@ -94,13 +94,14 @@ class Relay:
                 self._roll.leave(sender, incarnation)
             case Contribution(author=author, root=root) if author == sender and not self._has(root):
                 self._fetching.add(root)
+                self._pin()  # before it is here: else whoever collects in between takes it away
                 self._tasks.create_task(self._hold(message))
             case _:
                 pass  # a relay takes no part in rounds
 
     def _has(self, root: Digest) -> bool:
         """Whether that blob is here, or on its way. Its author goes on naming it: a fetch that failed is tried again."""
-        return root in self._held or root in self._fetching
+        return root in self._fetching or (root in self._held and self._store.has(root))
 
     async def _hold(self, contribution: Contribution) -> None:
         """Fetches the blob from its author, over the connection that it has opened."""
@@ -112,13 +113,17 @@ class Relay:
         except (NetworkError, RemoteError, StateError) as error:
             log.info("a contribution of %s was not fetched: %s", contribution.author, error)
             return
+        else:
+            self._held[contribution.root] = contribution
         finally:
             self._fetching.discard(contribution.root)
-        self._held[contribution.root] = contribution
         self._make_room(contribution.author)
         self.num_held += 1
-        self._store.pin(_PINS, self._held)
+        self._pin()
         await asyncio.to_thread(self._store.collect)
+
+    def _pin(self) -> None:
+        self._store.pin(_PINS, {*self._held, *self._fetching})
 
     def _make_room(self, author: PeerId) -> None:
         """Drops what is oldest: of an author that has more than its share, else of all."""

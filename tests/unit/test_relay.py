@@ -5,6 +5,7 @@ from __future__ import annotations
 import asyncio
 from pathlib import Path
 from types import SimpleNamespace
+from typing import Any
 
 from peer.relay import Relay
 from swarm.digest import blob_digest
@@ -38,6 +39,40 @@ def test_a_blob_that_could_not_be_fetched_is_fetched_when_it_is_named_again(tmp_
         assert server.store.read(named.root, check=True) == blob and relay.num_held == 1
         await name_it()
         assert relay.num_held == 1, "it is here already"
+        running.cancel()
+        await asyncio.gather(running, return_exceptions=True)
+
+    run_clean(main())
+
+
+def test_a_blob_that_has_just_come_is_not_collected_beside_another(tmp_path: Path) -> None:
+    """Two came at once: what the end of the one collected was the other, which counted as held from then on."""
+
+    async def main() -> None:
+        author, server = await SmallSwarm(tmp_path).hosts(2)
+        relay = Relay(SimpleNamespace(board=Board()), server.asker, server.server, server.store, 10_000)  # type: ignore[arg-type]
+        running = asyncio.create_task(relay.run())
+        fetch = relay._fetcher.fetch
+
+        async def fetched_while_another_ends(*arguments: Any) -> None:
+            await fetch(*arguments)
+            server.store.collect()
+
+        relay._fetcher.fetch = fetched_while_another_ends  # type: ignore[method-assign]
+        await asyncio.sleep(0)
+        for number in (1, 2):
+            blob = bytes([number]) * 500
+            named = contribution_of(author.key, START, author.store.put(blob), len(blob), number)
+            await author.transport.request(server.id, seal_message(author.key, RUN, named), timeout_s=5)
+            while relay._fetching:  # noqa: ASYNC110  what is waited for has no event of its own
+                await asyncio.sleep(0.01)
+            assert server.store.has(named.root)
+        assert relay.num_held == 2
+        server.store.pin("relay", ())
+        server.store.collect()
+        await author.transport.request(server.id, seal_message(author.key, RUN, named), timeout_s=5)
+        while not server.store.has(named.root):  # noqa: ASYNC110
+            await asyncio.sleep(0.01)
         running.cancel()
         await asyncio.gather(running, return_exceptions=True)
 
