@@ -192,7 +192,7 @@ class Peer:
             checkpoints = Checkpoints(
                 entrance.home.checkpoints, entrance.run, config, layout, _tokenizer_file(config, self._options)
             )
-            checkpoints.keeps_first = entrance.is_new
+            checkpoints.keeps_first = self._options.join is None
             checkpoints.room = lambda: room_left(entrance.home.path, self._options.max_disk_gb)
             trainer = Trainer(
                 config,
