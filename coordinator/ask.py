@@ -111,9 +111,8 @@ class Asker:
         """The bytes that come back when a third passes a question on. Raises NetworkError."""
         self._number = max(self._number + 1, int(self._wall_s() * 1000))  # rises, across restarts as well
         forward = seal_message(self._keypair, self._run, Forward(to, self._number, sealed))
-        reserved = (
-            len(forward) + FORWARDED_PAGE_BYTES
-        )  # other questions are on their way, whose answers count there first
+        # Other questions are on their way, whose answers may count there first.
+        reserved = len(forward) + FORWARDED_PAGE_BYTES
         await self._wait_for_room(third, reserved)
         raw = await self._transport.request(third, forward, timeout_s=TIMEOUT_S)
         self._taken.spend(third, len(forward) + len(raw) - reserved, trio.current_time())

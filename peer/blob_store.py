@@ -119,31 +119,33 @@ class BlobStore:
 
         A blob of ours that was found changed is removed, so that it is written or fetched anew.
         """
-        path = self._locate(root)
-        if path is None:
-            raise StateError(f"blob {root} is not in {self._folder}")
+        path = self._found(root)
         with disk_errors(path):
             blob = path.read_bytes()
         if check:
-            info = _info_of(blob)
-            if root_of_leaves(info.num_bytes, info.leaves) != root:
-                self._drop_damaged(root, path)
-                raise StateError(f"the bytes of blob {root} are not the ones that were written")
+            self._compare(root, path, _info_of(blob))
         return blob
 
     def open_checked(self, root: Digest) -> BlobFile:
         """A blob to be read in parts, its bytes checked once. Raises StateError as `read` does."""
-        path = self._locate(root)
-        if path is None:
-            raise StateError(f"blob {root} is not in {self._folder}")
+        path = self._found(root)
         with disk_errors(path):
             opened = BlobFile(path)
             info = opened.info()
+        self._compare(root, path, info)
+        return opened
+
+    def _found(self, root: Digest) -> Path:
+        path = self._locate(root)
+        if path is None:
+            raise StateError(f"blob {root} is not in {self._folder}")
+        return path
+
+    def _compare(self, root: Digest, path: Path, info: BlobInfo) -> None:
+        """Raises StateError, and drops the file, when what is in it is not that blob."""
         if root_of_leaves(info.num_bytes, info.leaves) != root:
-            opened.close()
             self._drop_damaged(root, path)
             raise StateError(f"the bytes of blob {root} are not the ones that were written")
-        return opened
 
     def info(self, root: Digest) -> BlobInfo | None:
         """Length and chunk digests; None when the blob is not here."""
@@ -338,8 +340,9 @@ class BlobFile:
             return os.pread(self._file.fileno(), max(0, stop - start), start)
 
     def info(self) -> BlobInfo:
-        """Length and chunk digests of what is in the file."""
-        chunks = (self[start : start + CHUNK_BYTES] for start in range(0, self._num_bytes, CHUNK_BYTES))
+        """Length and chunk digests of what is in the file. Raises OSError."""
+        starts = range(0, self._num_bytes, CHUNK_BYTES)
+        chunks = (os.pread(self._file.fileno(), CHUNK_BYTES, start) for start in starts)
         return BlobInfo(self._num_bytes, tuple(map(leaf_digest, chunks)) or (leaf_digest(b""),))
 
     def close(self) -> None:

@@ -8,12 +8,13 @@ from typing import Final
 from peer.data.files import files_beside
 from peer.data.tokenizer import Tokenizer
 from peer.data.tokens import Counts, TokenSet
+from swarm.words import counted
 
 _MAX_SOURCES: Final = 8  # named; the others are one line
 _MAX_REASONS: Final = 5
 
 
-def counted(sources: dict[str, Counts]) -> list[str]:
+def lines_of_counts(sources: dict[str, Counts]) -> list[str]:
     """Documents, bytes and tokens of each source, the largest first, and of all together if there are several."""
     largest = sorted(sources.items(), key=lambda one: (-one[1].num_bytes, one[0]))
     lines = [f"{name}: {_in_words(counts)}" for name, counts in largest[:_MAX_SOURCES]]
@@ -29,13 +30,13 @@ def left_out(tokens: TokenSet, tokenizer: Tokenizer, data_path: Path) -> list[st
     lines = [f"beside the text, not read: {beside}"] if (beside := files_beside(data_path)) else []
     if tokens.num_malformed:
         lines.append(
-            f"{tokens.num_malformed:,} of {_several(tokens.num_items, 'line')} left out, the first of each kind:"
+            f"{tokens.num_malformed:,} of {counted(tokens.num_items, 'line')} left out, the first of each kind:"
         )
         first_of_each = {fault.partition(": ")[2]: fault for fault in reversed(tokens.faults)}
         lines += [f"  {fault}" for fault in list(reversed(first_of_each.values()))[:_MAX_REASONS]]
     if tokens.num_replaced:
         lines.append(
-            f"{_several(tokens.num_replaced, 'byte')} that are not UTF-8 text replaced by U+FFFD, the first in "
+            f"{counted(tokens.num_replaced, 'byte')} that are not UTF-8 text replaced by U+FFFD, the first in "
             f"{tokens.first_replaced}"
         )
     return [*lines, *tokenizer.notes]
@@ -43,10 +44,6 @@ def left_out(tokens: TokenSet, tokenizer: Tokenizer, data_path: Path) -> list[st
 
 def _in_words(counts: Counts) -> str:
     return ", ".join(
-        _several(count, what)
+        counted(count, what)
         for count, what in ((counts.documents, "document"), (counts.num_bytes, "byte"), (counts.tokens, "token"))
     )
-
-
-def _several(count: int, what: str) -> str:
-    return f"{count:,} {what}{'s' if count != 1 else ''}"

@@ -17,7 +17,7 @@ from typing import Any, Final
 import numpy as np
 from numpy.typing import NDArray
 
-from peer.data.account import counted, left_out
+from peer.data.account import left_out, lines_of_counts
 from peer.data.cache import Progress, no_progress, write_atomically
 from peer.data.embedded import (
     SEPARATOR,
@@ -250,7 +250,7 @@ def _embedded_corpus(config: DataConfig, raw: bytes, vocab_size: int | None, say
     heldout = TokenRuns([np.frombuffer(text.heldout, np.uint8)], config.sequence_length)
     documents, tokens = (text.train + text.heldout).count(SEPARATOR), len(text.train) + len(text.heldout)
     sources = {name: Counts(documents, tokens - documents, tokens)}
-    for line in counted(sources):
+    for line in lines_of_counts(sources):
         say(line)
     if heldout.num_windows < config.eval_windows:
         raise _too_little_heldout(config, Counts.total(sources), len(text.heldout), heldout.num_windows)
@@ -281,7 +281,7 @@ def _file_corpus(
     _refuse_other_source(config, source, str(data_path))
     tokens = tokenized(files, digest, tokenizer, cache_dir, progress)
     notes = tuple(left_out(tokens, tokenizer, data_path))
-    for line in (*counted(tokens.sources), *notes):
+    for line in (*lines_of_counts(tokens.sources), *notes):
         say(line)
     train, heldout = _split(tokens, config)
     return _Corpus(source, tokenizer.digest, tokenizer.separator_name, train, heldout, tokens.sources, notes)

@@ -284,3 +284,18 @@ def test_a_pin_with_an_end_ends(tmp_path: Path) -> None:
     assert store.collect() == 0
     now_s = 10.0
     assert store.collect() == 1
+
+
+def test_a_disk_that_cannot_be_read_has_no_info_and_is_one_line(
+    tmp_path: Path, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    root = BlobStore(tmp_path).put(b"blob" * 100)
+
+    def fails(*_: object) -> bytes:
+        raise OSError(5, "Input/output error")
+
+    monkeypatch.setattr("peer.blob_store.os.pread", fails)
+    afresh = BlobStore(tmp_path)
+    assert afresh.info(root) is None, "whoever asks for it is told that it is not here"
+    with pytest.raises(StateError, match="Input/output error"):
+        afresh.open_checked(root)

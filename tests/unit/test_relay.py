@@ -12,7 +12,7 @@ from swarm.digest import blob_digest
 from swarm.messages import seal_message
 from tests.unit.message_examples import RUN
 from tests.unit.small_swarm import START, SmallSwarm, contribution_of, run_clean
-from tests.unit.test_node import Board
+from tests.unit.test_node import Board, until
 
 
 def test_a_blob_that_could_not_be_fetched_is_fetched_when_it_is_named_again(tmp_path: Path) -> None:
@@ -28,8 +28,7 @@ def test_a_blob_that_could_not_be_fetched_is_fetched_when_it_is_named_again(tmp_
 
         async def name_it() -> None:
             await author.transport.request(server.id, sealed, timeout_s=5)
-            while relay._fetching:  # noqa: ASYNC110  what is waited for has no event of its own
-                await asyncio.sleep(0.01)
+            await until(lambda: not relay._fetching)
 
         await asyncio.sleep(0)
         await name_it()
@@ -64,15 +63,13 @@ def test_a_blob_that_has_just_come_is_not_collected_beside_another(tmp_path: Pat
             blob = bytes([number]) * 500
             named = contribution_of(author.key, START, author.store.put(blob), len(blob), number)
             await author.transport.request(server.id, seal_message(author.key, RUN, named), timeout_s=5)
-            while relay._fetching:  # noqa: ASYNC110  what is waited for has no event of its own
-                await asyncio.sleep(0.01)
+            await until(lambda: not relay._fetching)
             assert server.store.has(named.root)
         assert relay.num_held == 2
         server.store.pin("relay", ())
         server.store.collect()
         await author.transport.request(server.id, seal_message(author.key, RUN, named), timeout_s=5)
-        while not server.store.has(named.root):  # noqa: ASYNC110
-            await asyncio.sleep(0.01)
+        await until(lambda: server.store.has(named.root))
         running.cancel()
         await asyncio.gather(running, return_exceptions=True)
 

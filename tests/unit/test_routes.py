@@ -33,6 +33,7 @@ from swarm.messages import (
 from swarm.round.presence import Presence
 from tests.unit.message_examples import RUN, example_of
 from tests.unit.small_swarm import Host, SmallSwarm, run_clean
+from tests.unit.test_node import until
 
 GOODBYE = Goodbye("bye", 1)
 
@@ -214,18 +215,14 @@ def test_one_dial_in_vain_gives_nobody_up_and_a_second_does(tmp_path: Path, monk
         dials = Dials(me, [other])
         reach = Reach(dials, me.transport, {}, dials)  # type: ignore[arg-type]
         running = asyncio.create_task(reach.run())
-        while not reach.dialled:  # noqa: ASYNC110  what is waited for has no event of its own
-            await asyncio.sleep(0.01)
+        await until(lambda: bool(reach.dialled))
         dials.answering.discard(other.id)
         await other.transport.close()
         count = len(dials.tried)
-        while len(dials.tried) == count:  # noqa: ASYNC110
-            await asyncio.sleep(0.01)
+        await until(lambda: len(dials.tried) > count)
         assert reach.dialled == (other.id,)
-        while len(dials.tried) == count + 1:  # noqa: ASYNC110
-            await asyncio.sleep(0.01)
-        await asyncio.sleep(0.05)
-        assert reach.dialled == ()
+        await until(lambda: len(dials.tried) > count + 1)
+        await until(lambda: reach.dialled == ())
         running.cancel()
         await asyncio.wait([running])
 
