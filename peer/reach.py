@@ -123,10 +123,8 @@ class Reach:
                     await self._transport.connect(str(address), timeout_s=DIAL_ANEW_TIMEOUT_S)
                 return
         if known.answered_s is not None and not known.failures:
-            known.failures, known.due_s = (
-                1,
-                now_s + SECOND_TRY_S,
-            )  # a busy machine answers late: nobody is given up for that
+            # A busy machine answers late: nobody is given up for that.
+            known.failures, known.due_s = 1, now_s + SECOND_TRY_S
             return
         known.answered_s = None
         known.due_s = now_s + min(LONGEST_REST_S, FIRST_REST_S * 2.0 ** max(0, known.failures - 1))

@@ -206,6 +206,7 @@ class Peer:
             trainer.last_version = self._options.rounds
             if note := trainer.load(begun.theta_N, saved):
                 self._screen.say(note, style="yellow")
+            saved.clear()  # as large as the optimizer's own, and this frame lives as long as the run
             node = self._node(
                 entrance, config, replica, (store, network, asker, server), checkpoints, introduction.book
             )
