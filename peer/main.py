@@ -49,11 +49,9 @@ def run_peer(options: PeerOptions) -> int:
         screen.live("loading torch and hivemind ...")
         from peer.start import Peer
 
-        reason = Peer(options, screen, stopping).run()
+        with stopping.starting():
+            reason = Peer(options, screen, stopping).run()
         screen.say(f"left: {reason}; everything is saved")
-        return 0
-    except KeyboardInterrupt:
-        screen.say("stopped before training began")
         return 0
     except LocalError:
         raise  # a bug of ours: the traceback is what helps
