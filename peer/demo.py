@@ -29,6 +29,7 @@ from swarm.data_folder import DATA_ENV
 from swarm.errors import BarnraiseError, ConfigError, StateError
 from swarm.invite import Invite
 from swarm.manifest import Manifest
+from swarm.streams import NOBODY_READS
 
 START_TIMEOUT_S: Final = 120.0  # imports of torch and hivemind by three processes on two slow cores
 COMMIT_TIMEOUT_S: Final = 120.0
@@ -150,6 +151,8 @@ def run_demo(out: Path, *, seconds: int) -> int:
     except KeyboardInterrupt:
         console.print("demo stopped; everything it started has ended")
         return 130
+    except BrokenPipeError:
+        raise  # nobody reads any more: told by the exit code alone
     except (BarnraiseError, OSError) as error:
         error_line(error)
         _show_logs(stage)
@@ -336,7 +339,10 @@ def _check_alive(stage: _Stage) -> None:
         if code is not None and code != -signal.SIGKILL:
             raise StateError(f"{name} ended with {code}; see {stage.out / (name + '.log')}")
     if stage.monitor is not None and stage.monitor.popen.poll() is not None:
-        raise StateError(f"the monitor ended with {stage.monitor.popen.poll()}; see {stage.out / 'monitor.log'}")
+        code = stage.monitor.popen.poll()
+        if code == NOBODY_READS:  # it writes where we do
+            raise BrokenPipeError
+        raise StateError(f"the monitor ended with {code}; see {stage.out / 'monitor.log'}")
 
 
 def _leader_name(stage: _Stage) -> str:

@@ -66,15 +66,19 @@ class Routes:
     async def within_reach(self, holders: Iterable[PeerId]) -> list[PeerId]:
         """Whom to ask for a blob that these hold: those to whom a connection is open or may be opened, as a dial in vain
         takes seconds; for the others those that they have dialled, who fetch such blobs. All, if that leaves nobody."""
-        if self._presence is None:
+        presence = self._presence
+        if presence is None:
             return list(holders)
-        connected, roll = await self._transport.connected(), self._presence.roll
-        known: dict[PeerId, bool] = {}  # and whether it is within reach
-        for holder in holders:
-            known[holder] = holder in connected or roll.is_attested(holder)
-            for carrier in () if known[holder] else self._presence.carriers(holder):
-                known.setdefault(carrier, True)
-        return [peer for peer, is_within in known.items() if is_within] or list(known)
+        connected = await self._transport.connected()
+
+        def is_within(peer: PeerId) -> bool:
+            return peer in connected or (presence.roll.is_attested(peer) and self._may_dial(peer))
+
+        known = dict.fromkeys(holders)
+        for holder in list(known):
+            if not is_within(holder):
+                known.update(dict.fromkeys(presence.carriers(holder)))
+        return [peer for peer in known if is_within(peer)] or list(known)
 
     async def request(self, to: PeerId, payload: bytes, *, timeout_s: float) -> bytes:
         forwarders = () if self._presence is None else self._presence.forwarders(to)

@@ -27,6 +27,7 @@ from swarm.messages import MAX_LEAVES, BlobInfo, Chunk, GetBlob, GetChunk
 BUSY: Final = "busy"  # a refusal that begins so means: ask again later
 MAX_FAILURES: Final = 3  # in a row; then a holder is given up
 REST_S: Final = 0.5  # after the first failure, doubled with each further one
+MOST_REST_S: Final = 2.0  # after a refusal
 LATE_S: Final = 4.0  # of silence; then what a holder owes may be asked of one more: 1 MiB takes 0.8 s at 10 Mbit/s
 LATE_INFO_S: Final = 1.0  # the same for chunk digests, which are short
 _MUCH_SOONER: Final = 2.0  # a second holder is asked when the first will take so many times as long,
@@ -54,9 +55,15 @@ class _Holder:
     wave: set[int] = field(default_factory=set)  # those that were asked when it failed: their failures are the same one
     wrong: int = 0
     failures: int = 0  # in a row
+    refusals: int = 0  # it does not hold the blob, or not yet: whoever fetches it for others says so until it has come
     rest_s: float = 0.0  # a rest that begins at the next look at the clock
     rests_until_s: float = 0.0
     dropped: str = ""  # why
+
+    @property
+    def is_hopeless(self) -> bool:
+        """Whether it alone is not worth waiting for. Beside another one it is asked again: that costs next to nothing."""
+        return bool(self.dropped) or self.refusals >= MAX_FAILURES
 
 
 class BlobFetch:
@@ -95,7 +102,7 @@ class BlobFetch:
     @property
     def failed_reason(self) -> str | None:
         """Why the blob cannot be had from the holders known now; None while it can. `add_holder` revives it."""
-        if self.done or any(not holder.dropped for holder in self._holders.values()):
+        if self.done or any(not holder.is_hopeless for holder in self._holders.values()):
             return None
         return f"blob {self.root}: no holder left of {len(self._holders)}" + (self._given_up and f"; {self._given_up}")
 
@@ -133,6 +140,7 @@ class BlobFetch:
         known = self._holders.setdefault(peer, _Holder())
         if known.dropped and not known.wrong:
             self._holders[peer] = _Holder()
+        known.refusals = 0
 
     # ---------------------------------------------------------------- asking
 
@@ -271,8 +279,7 @@ class BlobFetch:
         """Takes note that the request `ask` to `peer` failed: its piece is missing again, or all of that holder's pieces
         when it is not said which.
 
-        `refused`: it said that it does not hold the blob, so it is dropped at once; or that it is busy, so it is left
-        alone for a while.
+        `refused`: it said that it does not hold the blob, or that it is busy: it is left alone for a while.
         """
         if ask is None or ask.piece != _INFO:
             self._known[peer].landed(self._now_s)
@@ -290,7 +297,9 @@ class BlobFetch:
             if self._known[peer].num_busy > MAX_BUSY:
                 self._drop(peer, f"{peer}: {reason}")
         elif refused:
-            self._drop(peer, f"{peer}: {reason}")
+            holder.refusals += 1
+            holder.rest_s = min(REST_S * 2 ** (holder.refusals - 1), MOST_REST_S)
+            self._given_up = f"{peer}: {reason}"
         elif is_new:
             holder.failures += 1
             holder.wave = together - pieces

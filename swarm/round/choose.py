@@ -10,6 +10,7 @@ from swarm.digest import Digest
 from swarm.identity import PeerId
 from swarm.messages import Contribution
 from swarm.round.docket import Waiting, tokens_due
+from swarm.words import counted
 
 MAX_EVIDENCE_BYTES: Final = (
     320 << 10
@@ -103,7 +104,7 @@ def choose_list(view: RoundView, deadlines: Deadlines) -> tuple[CommitList | Non
     if not (view.is_followed or isolated):
         return None, "asks the members where they stand: no majority has answered yet"
     if due and (not missing or len(entries) == deadlines.max_listed):
-        reason = f"all {len(authors)} contributions are held"
+        reason = f"all are held: {counted(len(authors), 'contribution')}"
     elif deadlines.target_tokens and tokens >= deadlines.target_tokens:
         reason = f"{tokens} tokens of {deadlines.target_tokens} are held"
     elif late:

@@ -12,6 +12,7 @@ from pathlib import Path
 import psutil
 import pytest
 
+from swarm.streams import NOBODY_READS
 from tests.system.swarm_of_processes import GENEROUS_S
 
 pytestmark = pytest.mark.system
@@ -36,6 +37,29 @@ def test_a_demo_that_is_stopped_ends_all_that_it_started(tmp_path: Path, number:
         assert started and not alive
         said = (tmp_path / "log").read_text()
         assert "starting three peers" in said and "everything it started has ended" in said and "Traceback" not in said
+    finally:
+        if demo.poll() is None:
+            demo.kill()
+            demo.wait()
+
+
+def test_a_demo_whose_reader_has_gone_ends_silently(tmp_path: Path) -> None:
+    """As `barnraise demo | head -1` does: its monitor writes into the same pipe, and was reported as a failure."""
+    command = [sys.executable, "-m", "peer", "demo", "--short", "--out", str(tmp_path / "demo")]
+    with open(tmp_path / "err", "wb") as err:
+        demo = subprocess.Popen(command, stdout=subprocess.PIPE, stderr=err, env=dict(os.environ))
+    try:
+        assert demo.stdout is not None and demo.stdout.readline()
+        until_s = time.monotonic() + GENEROUS_S
+        while not (tmp_path / "demo" / "peer-3.log").exists():
+            assert demo.poll() is None and time.monotonic() < until_s
+            time.sleep(0.1)
+        started = psutil.Process(demo.pid).children(recursive=True)
+        demo.stdout.close()
+        assert demo.wait(GENEROUS_S) == NOBODY_READS
+        _, alive = psutil.wait_procs(started, timeout=5.0)
+        assert started and not alive
+        assert (tmp_path / "err").read_text() == ""
     finally:
         if demo.poll() is None:
             demo.kill()

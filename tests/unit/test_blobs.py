@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import math
 import random
 from collections import Counter
 from enum import Enum
@@ -20,6 +21,8 @@ from swarm.messages import BlobInfo, Chunk, GetBlob, GetChunk
 
 PEERS = [PeerId(bytes([number]) * 32) for number in range(1, 9)]
 BLOBS = [random.Random(7).randbytes(size) for size in (0, 1, CHUNK_BYTES, CHUNK_BYTES + 5, 5 * CHUNK_BYTES + 1)]
+
+TIMEOUT_S = 10.0
 
 
 class Kind(Enum):
@@ -43,8 +46,10 @@ class World:
 
     def run(self, fetch: BlobFetch) -> None:
         in_flight: list[Ask] = []
+        sent_s: dict[Ask, float] = {}
         for _ in range(2000):
             in_flight += (asks := fetch.next_requests(self.now_s))
+            sent_s.update(dict.fromkeys(asks, self.now_s))
             per_holder = Counter(ask.to for ask in in_flight)
             assert all(self.kinds[peer] is Kind.FROZEN or count <= 4 for peer, count in per_holder.items())
             for ask in asks:
@@ -56,17 +61,15 @@ class World:
                 ask = self.random.choice(ready)
                 in_flight.remove(ask)
                 self.answer(fetch, ask)
-            else:
-                next_s = fetch.next_look_s(self.now_s)
-                if next_s is None:  # only the shell's timeouts are left to happen
-                    assert in_flight
-                    self.now_s += 10.0
-                    frozen, in_flight = in_flight, []
-                    for ask in frozen:
-                        fetch.on_failure(ask.to, "timed out")
-                else:
-                    assert next_s > self.now_s
-                    self.now_s = next_s
+                continue
+            next_s = fetch.next_look_s(self.now_s)
+            timeout_s = min((sent_s[ask] + TIMEOUT_S for ask in in_flight), default=math.inf)  # the shell's
+            assert next_s is not None or in_flight
+            assert next_s is None or next_s > self.now_s
+            self.now_s = max(self.now_s, min(timeout_s, math.inf if next_s is None else next_s))
+            for ask in [ask for ask in in_flight if self.now_s >= sent_s[ask] + TIMEOUT_S]:
+                in_flight.remove(ask)
+                fetch.on_failure(ask.to, "timed out", ask=ask)
         raise AssertionError("the machine did not come to an end")
 
     def answer(self, fetch: BlobFetch, ask: Ask) -> None:
@@ -323,3 +326,35 @@ def test_one_failed_request_leaves_the_others_under_way() -> None:
     fetch.take(lost, TimedOut("late"), 0.0)
     assert not fetch.is_wanted(lost) and all(fetch.is_wanted(ask) for ask in others)
     assert fetch.take(others[0], Chunk(chunks[others[0].piece]), 0.1) == chunks[others[0].piece]
+
+
+def test_who_does_not_hold_it_yet_is_asked_again_beside_one_who_is_silent() -> None:
+    """A relay that had just begun to fetch the blob was given up for good, and a dead peer waited for three times over."""
+    blob, (relay, dead) = BLOBS[3], PEERS[:2]
+    fetch = BlobFetch(blob_digest(blob), (relay, dead))
+    now_s = 0.0
+    while not fetch.done:
+        assert fetch.failed_reason is None
+        for ask in fetch.next_requests(now_s):
+            if ask.to == dead:
+                continue
+            if now_s < 1.2:
+                fetch.take(ask, Refusal("blob is not here"), now_s)
+            elif isinstance(ask.message, GetBlob):
+                fetch.take(ask, BlobInfo(len(blob), leaves_of(blob)), now_s)
+            else:
+                fetch.take(ask, Chunk(bytes(list(chunks_of(blob))[ask.message.index])), now_s)
+        now_s += 0.25
+    assert now_s < 4.0, "the dead one was waited for"
+
+
+def test_one_that_all_lack_is_given_up_soon() -> None:
+    fetch = BlobFetch(blob_digest(BLOBS[3]), PEERS[:2])
+    now_s = 0.0
+    while fetch.failed_reason is None:
+        for ask in fetch.next_requests(now_s):
+            fetch.take(ask, Refusal("blob is not here"), now_s)
+        now_s += 0.25
+    assert now_s < 4.0 and "not here" in fetch.failed_reason
+    fetch.add_holder(PEERS[0])
+    assert fetch.failed_reason is None
