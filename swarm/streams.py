@@ -26,6 +26,8 @@ def standard_streams() -> Iterator[None]:
     out = sys.stdout  # typer puts something in its place that hides a broken pipe
     try:
         yield
+    except BrokenPipeError:
+        raise SystemExit(NOBODY_READS) from None
     except SystemExit as ending:
         if isinstance(ending.__context__, BrokenPipeError):  # typer and rich make it exit code 1
             raise SystemExit(NOBODY_READS) from None

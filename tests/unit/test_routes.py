@@ -165,6 +165,28 @@ def test_whoever_is_connected_is_asked_straight(tmp_path: Path) -> None:
     run_clean(main())
 
 
+def test_a_blob_is_not_asked_of_a_dead_carrier_while_another_one_is_there(tmp_path: Path) -> None:
+    """Its author behind NAT is connected to a relay, and once was to a public peer that has died: that cost 5 s a request."""
+
+    async def main() -> None:
+        swarm = SmallSwarm(tmp_path)
+        one, relay = await swarm.hosts(2)
+        author, dead = swarm.host(3).id, swarm.host(4).id
+        presence = Presence(one.id, 6.0, 1.0)
+        presence.attest((relay.id, dead))
+        told = replace(example_of(PeerStatus), peer=author, addresses=(), dialled=(dead, relay.id))
+        presence.hear(told, b"", 0.0, age_s=0.0)
+        routes = Routes(one.transport, one.key, RUN, 0)
+        routes.learn_from(presence)
+        assert await routes.within_reach([author]) == [dead, relay.id], "nobody knows yet"
+        with pytest.raises(Unreachable):
+            await routes.request(dead, b"x", timeout_s=0.1)
+        assert await routes.within_reach([author]) == [relay.id]
+        assert await routes.within_reach([dead]) == [dead], "somebody must be asked"
+
+    run_clean(main())
+
+
 def test_a_server_without_forwarding_passes_nothing_on(tmp_path: Path) -> None:
     async def main() -> None:
         homes = await Homes.raised(tmp_path)
