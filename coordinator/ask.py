@@ -18,12 +18,11 @@ from swarm.digest import Digest
 from swarm.errors import BadSignature, MalformedBytes, NetworkError, Refusal, Unreachable
 from swarm.identity import Keypair, PeerId
 from swarm.messages import FORWARDED_PAGE_BYTES, Forward, Refused, open_message, seal_message
-from swarm.net.forward import ForwardLimits
+from swarm.net.forward import MAX_FORWARDERS, ForwardLimits
 from swarm.net.transport import Transport
 
 TIMEOUT_S: Final = 3.0  # of one dial or request
 DIAL_AGAIN_S: Final = 60.0  # a peer that answers by a hop
-MAX_FORWARDERS: Final = 4
 ROOM_S: Final = 0.1  # between two looks whether a third takes more
 
 

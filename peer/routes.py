@@ -11,6 +11,7 @@ from __future__ import annotations
 
 import asyncio
 import contextlib
+import math
 from collections import OrderedDict
 from collections.abc import Iterable
 from typing import Final
@@ -19,6 +20,7 @@ from swarm.digest import Digest
 from swarm.errors import MalformedBytes, NetworkError, Refusal, RemoteError, TimedOut, Unreachable
 from swarm.identity import Keypair, PeerId
 from swarm.messages import MAX_FORWARDED_BYTES, Forward, Refused, open_message, seal_message
+from swarm.net.forward import MAX_FORWARDERS
 from swarm.net.transport import Handler, Transport
 from swarm.round.presence import Presence
 
@@ -39,6 +41,9 @@ class Routes:
         self._number = first_number
         self._presence: Presence | None = None
         self._unreached_s: OrderedDict[PeerId, float] = OrderedDict()  # when a dial was in vain the last time
+        self._silent_s: OrderedDict[PeerId, float] = (
+            OrderedDict()
+        )  # when a third has not answered a forward the last time
 
     def learn_from(self, presence: Presence) -> None:
         """From now on addresses and third peers are those that were heard of."""
@@ -107,10 +112,7 @@ class Routes:
             if is_connected and isinstance(error, TimedOut):
                 raise
             if not await self._redial(to):
-                self._unreached_s.pop(to, None)
-                self._unreached_s[to] = asyncio.get_running_loop().time()
-                while len(self._unreached_s) > _MAX_REMEMBERED:
-                    self._unreached_s.popitem(last=False)
+                _remember(self._unreached_s, to)
                 raise Unreachable(str(error)) from None
             answer = await self._transport.request(to, payload, timeout_s=timeout_s)
         self._unreached_s.pop(to, None)
@@ -129,14 +131,20 @@ class Routes:
         return False
 
     async def _by_one_hop(self, to: PeerId, payload: bytes, forwarders: tuple[PeerId, ...]) -> bytes:
+        """Over the first third that passes it on. Who did not answer the last time is asked last: a connection to somebody
+        who has died looks well for minutes, and each message would wait for it."""
         reasons = []
-        for third in forwarders:
+        for third in sorted(forwarders, key=lambda one: self._silent_s.get(one, -math.inf))[:MAX_FORWARDERS]:
             self._number += 1
             sealed = seal_message(self._keypair, self._run, Forward(to, self._number, payload))
             try:
                 answer = await self._transport.request(third, sealed, timeout_s=HOP_TIMEOUT_S)
+                self._silent_s.pop(third, None)
                 return self._not_refused(third, answer)
-            except (NetworkError, RemoteError) as error:
+            except NetworkError as error:
+                _remember(self._silent_s, third)
+                reasons.append(f"over {third}: {error}")
+            except RemoteError as error:
                 reasons.append(f"over {third}: {error}")
         raise Unreachable(f"{to} is not reached; " + "; ".join(reasons))
 
@@ -150,3 +158,11 @@ class Routes:
         if isinstance(message, Refused):
             raise Refusal(message.reason)
         raise MalformedBytes(f"{third} answered in the name of another")
+
+
+def _remember(times: OrderedDict[PeerId, float], peer: PeerId) -> None:
+    """Notes the time now; of too many the oldest goes."""
+    times.pop(peer, None)
+    times[peer] = asyncio.get_running_loop().time()
+    while len(times) > _MAX_REMEMBERED:
+        times.popitem(last=False)

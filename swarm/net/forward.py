@@ -17,6 +17,7 @@ from swarm.identity import PeerId
 from swarm.messages import MAX_FORWARDED_BYTES
 
 MAX_FORWARDS_PER_S: Final = 20  # of one author: a leader's words to so many members
+MAX_FORWARDERS: Final = 4  # peers that are asked, one after the other, to pass one message on
 MAX_FORWARDED_BYTES_PER_S: Final = 128 << 10
 NUMBER_WINDOW: Final = 256  # numbers below an author's highest that may still come: messages overtake each other
 _MAX_AUTHORS: Final = 1024  # remembered

@@ -11,7 +11,6 @@ from swarm.messages import Activity, PeerStatus
 from swarm.round.answers import Answers
 from swarm.round.roll import MAX_HEARD, Heard, Roll
 
-MAX_FORWARDERS: Final = 4  # peers that are asked, one after the other, to pass one message on
 LATE_BEATS: Final = 3  # heartbeats without a word, after which a peer is asked behind the others
 _NOT_AWAITED: Final = (Activity.SYNCING, Activity.LEAVING)
 
@@ -108,7 +107,7 @@ class Presence:
         others = sorted(self.roll.attested, key=lambda peer: peer.raw)
         found = dict.fromkeys((*both, *theirs, *self._dialled, *others))
         there = (peer for peer in found if peer not in (to, self.me) and not self.has_left(peer))
-        return tuple(there)[:MAX_FORWARDERS]
+        return tuple(there)
 
     def leave(self, peer: PeerId, incarnation: int) -> bool:
         """Notes a goodbye of that process of the peer's; returns whether the peer was here."""

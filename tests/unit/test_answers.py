@@ -7,7 +7,7 @@ from dataclasses import replace
 from swarm.identity import PeerId
 from swarm.messages import Activity, Answer, PeerStatus
 from swarm.round.answers import Answers
-from swarm.round.presence import MAX_FORWARDERS, Presence
+from swarm.round.presence import Presence
 from tests.unit.message_examples import example_of
 
 ME, OTHER, THIRD, FOURTH = (PeerId(bytes([number]) * 32) for number in range(1, 5))
@@ -92,9 +92,6 @@ def test_a_third_that_both_have_dialled_passes_messages_on() -> None:
     presence.hear(status(THIRD, 1), b"", 0.0)
     presence.leave(THIRD, incarnation=1)
     assert presence.forwarders(OTHER) == (FOURTH,)
-    many = tuple(PeerId(bytes([number]) * 32) for number in range(10, 18))
-    presence.attest(many)
-    assert len(presence.forwarders(OTHER)) == MAX_FORWARDERS
 
 
 def test_nobody_attests_itself_and_an_attestation_ends_with_who_gave_it() -> None:

@@ -14,7 +14,7 @@ from peer.reach import Reach
 from peer.routes import Routes
 from peer.serve import Server
 from swarm.address import Address
-from swarm.errors import Unreachable
+from swarm.errors import TimedOut, Unreachable
 from swarm.identity import PeerId
 from swarm.messages import (
     MAX_FORWARDED_BYTES,
@@ -90,6 +90,32 @@ def test_without_a_third_that_is_connected_nobody_is_reached(tmp_path: Path) -> 
         await homes.other.transport.close()
         with pytest.raises(Unreachable, match="is not connected here"):
             await homes.routes.request(homes.other.id, homes.sealed(GOODBYE), timeout_s=5)
+
+    run_clean(main())
+
+
+def test_a_third_that_is_silent_is_waited_for_once(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
+    """A public peer whose line was cut looked connected for a minute, and each message waited for it first."""
+
+    async def main() -> None:
+        homes = await Homes.raised(tmp_path)
+        asked: list[PeerId] = []
+        dead = PeerId(bytes(32))
+        presence = Presence(homes.one.id, 6.0, 1.0)
+        presence.attest((dead, homes.third.id))
+        homes.routes.learn_from(presence)
+        real = homes.one.transport.request
+
+        async def request(to: PeerId, payload: bytes, *, timeout_s: float) -> bytes:
+            if to == dead:
+                asked.append(to)
+                raise TimedOut(f"{to} did not answer within {timeout_s:g} s")
+            return await real(to, payload, timeout_s=timeout_s)
+
+        monkeypatch.setattr(homes.one.transport, "request", request)
+        for _ in range(3):
+            assert await homes.routes.request(homes.other.id, homes.sealed(GOODBYE), timeout_s=5) == b""
+        assert len(asked) == 1
 
     run_clean(main())
 
