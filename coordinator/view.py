@@ -350,7 +350,8 @@ def _news(view: SwarmView, source: PeerId, event: Event) -> str | None:
         case StateDiffered():
             return f"{subject} had another state at version {event.version} ({event.own}, others {event.others})"
         case PeerMisbehaved():
-            return f"{subject} misbehaved: {reason}"
+            often = "" if event.times == 1 else f", {event.times:,} times"
+            return f"{subject} sent something wrong{often}: {reason}"
         case DaemonRestarted():
             return f"{subject} restarted its network daemon: {reason}"
         case StepNotApplied():

@@ -50,7 +50,6 @@ class HivemindTransport:
 
     def __init__(self, peer_id: PeerId, tasks: asyncio.TaskGroup, *, local: bool) -> None:
         self.known: OrderedDict[PeerId, Address] = OrderedDict()  # where a peer last answered, oldest first
-        self.num_bad_streams = 0  # requests that ended in a RemoteError, a broken frame or a time-out
         self._peer_id = peer_id
         self._tasks = tasks
         self._local = local
@@ -242,11 +241,9 @@ class HivemindTransport:
             if self._streams_of[remote] < MAX_STREAMS_PER_REMOTE:
                 await self._in_turn(remote, lambda: self._answer(remote, reader, writer))
         except (RemoteError, NetworkError, OSError, EOFError, ValueError) as error:  # TimeoutError is an OSError
-            self.num_bad_streams += 1
             log.debug("closed a stream: %r", error)
         except Exception:
             # A fault of ours that some remote's bytes brought out: it costs the stream, and is told, not hidden.
-            self.num_bad_streams += 1
             log.exception("a request could not be answered")
         finally:
             writer.transport.abort()  # whoever has its answer has it all by now; everybody else gets none

@@ -24,6 +24,7 @@ from peer.clock import awake_or_asleep_s
 from peer.discovery import Discovery
 from peer.loss_watch import LossWatch
 from peer.node_parts import NodeParts
+from peer.refusals import Refusals
 from peer.serve import ROUND_PINS
 from swarm import events
 from swarm.chain import ChainState, Merge
@@ -104,7 +105,9 @@ class Node:
         self._restarts = parts.network.num_restarts
         self._losses = LossWatch()
         self._moved_at_s = (0.0, 0.0)  # seconds of sending and receiving blobs at the last head
+        self._refusals = Refusals(self._tell)
         parts.server.connect(self._received, self._known_statuses)
+        parts.server.on_refused = lambda peer, why: self._happened(events.PeerMisbehaved(peer, why))
 
     # ---------------------------------------------------------------- life
 
@@ -158,6 +161,7 @@ class Node:
             await asyncio.sleep(TICK_S)
             self._measure()
             self.post(Tick())
+            self._refusals.look()
             if self._parts.network.num_restarts != self._restarts:
                 self._restarts = self._parts.network.num_restarts
                 self._happened(events.DaemonRestarted(self._participant.me.peer, "the network daemon had died"))
@@ -407,6 +411,9 @@ class Node:
         self._parts.store.pin(ROUND_PINS, self._pinned)
 
     def _happened(self, event: Event) -> None:
+        self._refusals.happened(event)
+
+    def _tell(self, event: Event) -> None:
         now = time.time()
         self._parts.server.events.add(now, event)
         self._parts.record_event(now, event)

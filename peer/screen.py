@@ -152,8 +152,8 @@ def describe(event: Event) -> str:
             return f"version {version} takes the place of {counted(len(heads), 'head')} whose contributions nobody could get"
         case events.StateDiffered(version, own, others):
             return f"our state at version {version} ({own}) differs from the others' ({others}); syncing again"
-        case events.PeerMisbehaved(peer, reason):
-            return f"{peer} sent something wrong: {reason}"
+        case events.PeerMisbehaved(peer, reason, times):
+            return f"refused: {peer} sent something wrong{_so_often(times)}: {reason}"
         case events.PeerJoined(peer, name):
             return f"{name} ({peer}) is here"
         case events.PeerLeft(peer, reason):
@@ -178,3 +178,7 @@ def error_line(error: BaseException) -> None:
     if isinstance(error, OSError) and error.strerror:
         text = f"{error.filename}: {error.strerror}" if error.filename else error.strerror
     print(f"barnraise: {plain(text) or type(error).__name__}", file=sys.stderr, flush=True)
+
+
+def _so_often(times: int) -> str:
+    return "" if times == 1 else f", {times:,} times"

@@ -22,7 +22,7 @@ from peer.served_states import ServedStates
 from swarm import wire
 from swarm.blobs import BUSY
 from swarm.digest import Digest, chunk_length, num_chunks
-from swarm.errors import BadSignature, MalformedBytes, Refusal
+from swarm.errors import BadSignature, MalformedBytes, Refusal, RemoteError
 from swarm.events import Event, event_bytes
 from swarm.identity import Keypair, PeerId
 from swarm.messages import (
@@ -134,6 +134,7 @@ class Server:
         self.log: tuple[Commit, ...] = ()
         self.checkpoints: dict[int, Kept] = {}
         self.events = EventLog()
+        self.on_refused: Callable[[PeerId, str], None] = lambda *_: None  # is told who sent what was refused, and why
         self._keypair = keypair
         self._run = run
         self._manifest = manifest
@@ -156,6 +157,13 @@ class Server:
 
     async def handle(self, remote: PeerId, payload: bytes) -> bytes:
         """The answer to one request; raises RemoteError for bytes that cost the sender its stream."""
+        try:
+            return await self._handle(remote, payload)
+        except RemoteError as error:
+            self.on_refused(remote, line(error))
+            raise
+
+    async def _handle(self, remote: PeerId, payload: bytes) -> bytes:
         if self._pacer is not None:
             self._pacer.look()
         author, message = await open_aside(payload, self._run)

@@ -167,10 +167,11 @@ class StateDiffered:
 
 @dataclass(frozen=True, slots=True)
 class PeerMisbehaved:
-    """A peer sent something wrong and lost the connection."""
+    """A peer sent something wrong, which was refused."""
 
     peer: PeerId
-    reason: Line
+    reason: Line  # of the last time
+    times: U32 = 1  # that this happened since the event before
 
 
 @dataclass(frozen=True, slots=True)

@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+from collections import Counter
 from collections.abc import Iterable, Iterator
 from dataclasses import dataclass, field
 from typing import Final
@@ -13,6 +14,8 @@ from swarm.messages import Contribution
 from swarm.round.roll import MAX_HEARD
 
 MAX_WAITING: Final = 2048  # contributions on the docket; more come only from peers who break the rules
+MAX_OPEN: Final = 3  # of one author: one that waits, and what an undo of two commits brings back
+MAX_TWO_FACED: Final = 256  # processes remembered that have signed one number twice; the newest
 
 
 @dataclass(slots=True)
@@ -43,32 +46,87 @@ class Waiting:
 
 
 class Docket:
-    """Contributions by root; one number of an author is there once, the first that was announced."""
+    """Contributions by root; one number of an author is there once: the first that was announced, or the one that a commit
+    lists."""
 
     def __init__(self, me: PeerId, incarnation: int) -> None:
         self._me = me
         self._incarnations = {me: incarnation}  # of who holds something
         self._waiting: dict[Digest, Waiting] = {}
-        self._numbers: set[tuple[PeerId, int]] = set()
+        self._numbers: dict[tuple[PeerId, int], Digest] = {}
+        self._open: Counter[PeerId] = Counter()  # on the docket, by author
+        self._two_faced: dict[tuple[PeerId, int], None] = {}
         self._opened: dict[bytes, Contribution] = {}
         self._in_order: tuple[Waiting, ...] | None = None
 
     def announce(self, contribution: Contribution, sealed: bytes, chain: ChainState) -> Waiting | None:
-        """Puts a contribution on the docket; None when it is not new or can never be listed."""
+        """Puts a contribution on the docket; None when it is not new, can never be listed, or has no room: each author has a
+        little, and members' contributions take the place of others'."""
         if contribution.root in self._waiting or not may_be_listed(contribution, chain):
             return None
-        if len(self._waiting) >= MAX_WAITING:
-            return None
-        number = (contribution.author, contribution.seq)
+        author = contribution.author
+        number = (author, contribution.seq)
         if number in self._numbers:
+            self._compare(contribution, self._waiting[self._numbers[number]].contribution)
             return None
-        waiting = Waiting(contribution, sealed)
-        self._waiting[contribution.root] = waiting
+        if author != self._me and self._open[author] >= MAX_OPEN:
+            return None
+        if len(self._waiting) >= MAX_WAITING and not self._makes_room(author, chain):
+            return None
+        return self._put(contribution, sealed)
+
+    def announce_listed(self, contribution: Contribution, sealed: bytes, chain: ChainState) -> Waiting | None:
+        """The same for one that a commit lists: all are to fetch that one, whatever they had heard before."""
+        known = self._waiting.get(contribution.root)
+        if known is not None and known.contribution == contribution:
+            return known
+        for root in (contribution.root, self._numbers.get((contribution.author, contribution.seq))):
+            if root is not None and root in self._waiting:
+                self._compare(contribution, self._waiting[root].contribution)
+                self._drop(root)
+        return self._put(contribution, sealed) if may_be_listed(contribution, chain) else None
+
+    def is_two_faced(self, peer: PeerId, incarnation: int) -> bool:
+        """Whether that process has signed two contributions of one number: nobody can follow both."""
+        return (peer, incarnation) in self._two_faced
+
+    def _is_of_two_faced(self, contribution: Contribution) -> bool:
+        return self.is_two_faced(contribution.author, contribution.incarnation)
+
+    def _compare(self, one: Contribution, other: Contribution) -> None:
+        same = (one.author, one.seq, one.incarnation) == (other.author, other.seq, other.incarnation)
+        if same and one != other:
+            self._in_order = None
+            self._two_faced[one.author, one.incarnation] = None
+            while len(self._two_faced) > MAX_TWO_FACED:
+                del self._two_faced[next(iter(self._two_faced))]
+
+    def _makes_room(self, author: PeerId, chain: ChainState) -> bool:
+        """Whether there is room for a contribution of that author on a full docket, after the last one of a stranger went."""
+        members = {self._me, *chain.roster}
+        strangers = (root for root, one in reversed(self._waiting.items()) if one.contribution.author not in members)
+        root = next(strangers, None) if author in members else None
+        if root is not None:
+            self._drop(root)
+        return root is not None
+
+    def _put(self, contribution: Contribution, sealed: bytes) -> Waiting:
+        waiting = self._waiting[contribution.root] = Waiting(contribution, sealed)
         self.hold(contribution.author, contribution.incarnation, (contribution.root,))
-        self._numbers.add(number)
+        self._numbers[contribution.author, contribution.seq] = contribution.root
+        self._open[contribution.author] += 1
         self._opened[sealed] = contribution
         self._in_order = None
         return waiting
+
+    def _drop(self, root: Digest) -> None:
+        gone = self._waiting.pop(root)
+        del self._numbers[gone.contribution.author, gone.contribution.seq]
+        self._open[gone.contribution.author] -= 1
+        if not self._open[gone.contribution.author]:
+            del self._open[gone.contribution.author]
+        self._opened.pop(gone.sealed, None)
+        self._in_order = None
 
     def hold(self, peer: PeerId, incarnation: int, roots: Iterable[Digest]) -> None:
         """Notes that a peer holds these whole, in the words of its `incarnation`-th process.
@@ -102,18 +160,16 @@ class Docket:
         return iter(self._waiting)
 
     def waiting(self) -> tuple[Waiting, ...]:
-        """All, by author and number."""
+        """All that may be listed, by author and number; nothing of who has signed one number twice."""
         if self._in_order is None:
-            waiting = self._waiting.values()
+            waiting = [one for one in self._waiting.values() if not self._is_of_two_faced(one.contribution)]
             self._in_order = tuple(sorted(waiting, key=lambda one: (one.contribution.author.raw, one.contribution.seq)))
         return self._in_order
 
     def prune(self, chain: ChainState) -> None:
         """Drops what this chain lists or can never list."""
-        self._waiting = {root: one for root, one in self._waiting.items() if may_be_listed(one.contribution, chain)}
-        self._numbers = {(one.contribution.author, one.contribution.seq) for one in self._waiting.values()}
-        self._opened = {one.sealed: one.contribution for one in self._waiting.values()}
-        self._in_order = None
+        for root in [root for root, one in self._waiting.items() if not may_be_listed(one.contribution, chain)]:
+            self._drop(root)
         if len(self._incarnations) > MAX_HEARD:
             holders = set().union({self._me}, *(one.holders for one in self._waiting.values()))
             self._incarnations = {peer: known for peer, known in self._incarnations.items() if peer in holders}

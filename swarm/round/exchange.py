@@ -60,8 +60,7 @@ class Exchange:
         """Takes an entry of a commit; returns what to fetch for it: also what is being fetched already, from its author
         alone maybe, as the commit names others who hold it."""
         root = one.contribution.root
-        self.docket.announce(one.contribution, one.sealed, chain)
-        waiting = self.docket.get(root)
+        waiting = self.docket.announce_listed(one.contribution, one.sealed, chain)
         if waiting is None:
             return ()
         waiting.named = tuple(peer for peer in one.holders if peer != self._me)

@@ -125,9 +125,14 @@ class Leadership:
         turn = self._seat.turn
         chain, members, presence = turn.chain, turn.members, turn.presence
         idle = (Activity.SYNCING, Activity.LEAVING)
-        present = {status.peer: status for status in turn.answering() if status.activity not in idle}
+        docket = self._seat.exchange.docket
+        present = {
+            status.peer: status
+            for status in turn.answering()
+            if status.activity not in idle and not docket.is_two_faced(status.peer, status.incarnation)
+        }
         awaited = tuple(peer for peer in members if presence.is_awaited(peer, now_s))
-        waiting = self._seat.exchange.docket.waiting()
+        waiting = docket.waiting()
         done = [Work(presence.me, own.tokens_since_cut, own.steps_since_cut)]
         done += [
             Work(peer, present[peer].tokens_since_cut, present[peer].steps_since_cut)

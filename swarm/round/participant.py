@@ -267,7 +267,7 @@ class Participant:
             case PeerStatus():
                 self._hear(message, sealed, received.age_s)
             case Contribution():
-                self._out.add(*self._exchange.announced(message, sealed, self.chain))
+                self._take_announcement(message, sealed)
             case Holding(head, incarnation, roots):
                 if head == self.chain.head:
                     self._exchange.docket.hold(sender, incarnation, roots)
@@ -309,7 +309,7 @@ class Participant:
         if status.pending is not None and self._exchange.docket.opened(status.pending) is None:
             try:
                 pending = open_as(Contribution, status.pending, self._seals.open_sealed)
-                self._out.add(*self._exchange.announced(pending, status.pending, self.chain))
+                self._take_announcement(pending, status.pending)
             except RemoteError as error:
                 self._out.happened(PeerMisbehaved(status.peer, line(f"its pending contribution: {error}")))
         self._exchange.docket.hold(status.peer, status.incarnation, status.holding)
@@ -320,6 +320,12 @@ class Participant:
             self._out.send(status.peer, HeadBarred(status.head))
         if self.is_leader and status.head == self.chain.head:
             self._answer_heartbeat(status)
+
+    def _take_announcement(self, contribution: Contribution, sealed: bytes) -> None:
+        self._out.add(*self._exchange.announced(contribution, sealed, self.chain))
+        if self._exchange.docket.is_two_faced(contribution.author, contribution.incarnation):
+            reason = f"it has signed two contributions with the number {contribution.seq}"
+            self._out.happened(PeerMisbehaved(contribution.author, reason))
 
     def _tell(self, peer: PeerId) -> None:
         """It is behind: let it see by how much. The noticeboard of a large swarm is full of such: a few are enough."""

@@ -4,6 +4,7 @@ from __future__ import annotations
 
 from dataclasses import replace
 
+import pytest
 from hypothesis import given, settings
 from hypothesis import strategies as st
 
@@ -12,7 +13,7 @@ from swarm.digest import Digest, digest_of
 from swarm.identity import PeerId
 from swarm.messages import Contribution
 from swarm.round.commits import Listed
-from swarm.round.docket import Docket
+from swarm.round.docket import MAX_OPEN, Docket
 from swarm.round.exchange import Exchange
 from swarm.round.own import HELD_VERSIONS, OWN_REMEMBERED, OwnContributions, Self
 from swarm.round.roll import MAX_HEARD
@@ -152,3 +153,62 @@ def test_what_was_cut_on_a_longer_branch_is_forgotten_on_the_chain_that_merged_i
         own.move((seq,), seq - 20)
         assert len(own._known) <= OWN_REMEMBERED + 1
         assert [one.seq for one, _ in own.pending()] == [seq]
+
+
+def test_one_author_fills_no_docket() -> None:
+    """2,048 announcements by a stranger made a peer refuse everybody's contribution."""
+    flood = [made(OTHER, seq) for seq in range(1, 100)]
+    docket = docket_with(*flood)
+    assert len(list(docket.roots())) == MAX_OPEN
+    assert docket.announce(made(), b"of a member", START) is not None
+    docket.prune(replace(START, version=MAX_AGE_VERSIONS + 1))
+    assert docket.announce(replace(flood[0], version=5), b"later", replace(START, version=5)) is not None
+
+
+def test_own_contributions_are_always_on_the_docket() -> None:
+    docket = docket_with(*(made(ME, seq) for seq in range(1, 9)))
+    assert len(list(docket.roots())) == 8
+
+
+def test_on_a_full_docket_a_member_takes_the_place_of_a_stranger(monkeypatch: pytest.MonkeyPatch) -> None:
+    monkeypatch.setattr("swarm.round.docket.MAX_WAITING", 4)
+    chain = replace(START, roster=(AUTHOR,), entered=(0,), dialable=b"\0")
+    docket = docket_with(*(made(peer, 1) for peer in (*PEERS[2:], PeerId(bytes(32)))))
+    stranger = made(PeerId(bytes([9]) * 32))
+    assert docket.announce(stranger, b"one more", chain) is None
+    one = made()
+    assert docket.announce(one, b"of a member", chain) is not None
+    assert len(list(docket.roots())) == 4 and docket.get(one.root) is not None
+
+
+def test_one_number_with_two_blobs_is_listed_by_nobody_who_knows_of_both() -> None:
+    """Each honest peer had heard another one first, and fetched it for ever."""
+    one = made()
+    other = replace(one, root=digest_of("another blob"))
+    docket = docket_with(one)
+    assert len(docket.waiting()) == 1 and not docket.is_two_faced(AUTHOR, 1)
+    assert docket.announce(other, b"other", START) is None
+    assert docket.is_two_faced(AUTHOR, 1) and not docket.is_two_faced(AUTHOR, 2)
+    assert docket.waiting() == ()
+
+
+def test_a_number_used_again_by_a_later_life_is_no_lie() -> None:
+    one = made()
+    docket = docket_with(one)
+    docket.announce(replace(one, incarnation=2, root=digest_of("done again")), b"later life", START)
+    assert not docket.is_two_faced(AUTHOR, 2) and len(docket.waiting()) == 1
+
+
+def test_what_a_commit_lists_is_fetched_whatever_was_heard_before() -> None:
+    heard, listed = made(), replace(made(), root=digest_of("another blob"))
+    exchange = Exchange(Self(ME, "me", "cpu", 1), 1.0)
+    exchange.announced(heard, b"heard", START)
+    (fetch,) = exchange.listed(Listed(listed, b"listed", (OTHER,)), START)
+    assert fetch.contribution == listed and fetch.holders == (OTHER,)
+    assert exchange.docket.get(heard.root) is None
+    exchange.failed(listed.root, 5.0)
+    (again,) = exchange.retries(START, 9.0)
+    assert again.contribution == listed
+    wrong_units = replace(listed, end_unit=7)
+    (fetch,) = exchange.listed(Listed(wrong_units, b"units", (OTHER,)), START)
+    assert fetch.contribution == wrong_units, "the same blob under other units"
