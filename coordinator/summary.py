@@ -4,7 +4,7 @@
 
     run, at_unix_s          the run id in hex; when this was true
     version, head, tokens   of the chain, where the peers that take part stand (the highest that two of them share)
-    tokens_per_s            of the live peers together
+    tokens_per_s            of the live peers that take part, as far as the last commits bear out what they say
     heldout_loss, heldout_version    median of what peers tell of the newest version that has one; null when there is none
     num_live, num_peers     peers that are there now; peers known
     digests_equal           whether all peers at an equal head had equal state digests, as far back as this monitor knows
@@ -28,6 +28,7 @@ from collections.abc import Iterable
 from dataclasses import asdict, dataclass
 from typing import Any
 
+from coordinator.throughput import tokens_per_s
 from coordinator.view import TAKES_PART, PeerSeen, RoundSeen, SwarmView, live_peers, middle
 from swarm.digest import Digest
 from swarm.identity import PeerId
@@ -91,7 +92,7 @@ def summarize(view: SwarmView, now_s: float) -> Summary:
         version=version,
         head=head,
         tokens=tokens,
-        tokens_per_s=sum(peer.status.tokens_per_s for peer in live),
+        tokens_per_s=tokens_per_s(live, view.rounds.values()),
         heldout=tuple((one, loss) for one, loss in middle(view.heldout) if one <= version),
         train=tuple((one, loss) for one, loss in middle(view.train) if one <= version),
         throughput=view.throughput,

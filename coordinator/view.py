@@ -15,6 +15,7 @@ from statistics import median
 from typing import Final, TypeVar, assert_never
 
 from coordinator.clean import clean
+from coordinator.throughput import tokens_per_s
 from swarm.digest import Digest
 from swarm.events import (
     CaughtUp,
@@ -244,7 +245,7 @@ def _with_throughput(view: SwarmView, now_s: float) -> SwarmView:
     """One more point each second, at most."""
     if view.throughput and now_s - view.throughput[-1][0] < 1.0:
         return view
-    total = sum(peer.status.tokens_per_s for peer in live_peers(view, now_s))
+    total = tokens_per_s(live_peers(view, now_s), view.rounds.values())
     return replace(view, throughput=(*view.throughput, (now_s, total))[-MAX_POINTS:])
 
 

@@ -68,6 +68,21 @@ def test_totals_are_those_of_live_peers() -> None:
     assert [row.is_live for row in found.rows] == [True, True, False], "who said goodbye is no row"
 
 
+def test_nobody_invents_tokens_a_second() -> None:
+    """Names that contributed nothing were summed, and one claim of 1e15 ruined the graph."""
+    rounds = [a_round(version, source) for version in (5, 6, 7) for source in PEERS[:2]]  # 200 tokens/s
+    honest = [seen(peer, tokens_per_s=100.0) for peer in PEERS[:3]]
+    ghosts = [seen(peer, tokens_per_s=1e15) for peer in PEERS[3:]]
+    found = summary_of(*rounds, *honest, *ghosts)
+    assert found.tokens_per_s == 300.0
+    later = [replace(one, at_s=NOW + 2) for one in honest]
+    assert summary_of(*rounds, *honest, *ghosts, *later).throughput[-1] == (NOW + 2, 300.0)
+    boaster = seen(PEERS[0], tokens_per_s=1e15)
+    assert summary_of(*rounds, *honest[1:], boaster).tokens_per_s == 800.0, "four times what was committed"
+    invented = [a_round(8, PEERS[4], listed=(PEERS[4],), tokens=1 << 60)]
+    assert summary_of(*rounds, *invented, *honest, *ghosts).tokens_per_s == 300.0
+
+
 def test_one_peer_cannot_invent_a_version_a_loss_or_a_round_for_all() -> None:
     liar = seen(PEERS[3], version=10**12, heldout_version=10**12, heldout_loss=0.001, tokens=10**15)
     found = summary_of(
