@@ -3,11 +3,11 @@
     python -m benchmarks.partition [--seeds 3] [--rounds 1 2 3 5 20] [--json FILE]
 
 Five peers train a small language model on bytes (an MLP that sees twelve of them) of the embedded text; after a while they
-are split 3|2 for k rounds and then heal. Cuts, commits, the outer step and the merge are the product's own code
+are split 3|2 for k rounds and then heal. Cuts, commits and the outer step are the product's own code
 (`swarm/allreduce`), the inner optimizer too; there is no network. Held-out loss just after healing, and six rounds later:
 
-    merge         what the product does: the anchors are averaged by tokens, past the outer optimizer
-    drop          the two adopt the state of the three; what they had listed is lost
+    merge         the anchors are averaged by tokens, past the outer optimizer: what the product is to do once it can
+    drop          what the product does: the two adopt the state of the three; what they had listed is lost
     contribution  as a warning: the two hand in all their progress since the split as one contribution
     never split   all five in one swarm all the time: the same text, the same number of tokens
 
@@ -37,9 +37,8 @@ from peer.inner import InnerOptimizer, make_inner_optimizer
 from swarm.allreduce.codec import make_codec, pack_contribution
 from swarm.allreduce.layout import ModelLayout, build_layout, flatten, unflatten_into
 from swarm.allreduce.ledger import Ledger, cut, joined, move_head
-from swarm.allreduce.merge import after_merge, encode_merge
 from swarm.allreduce.shared import RunMath, SharedState, after_commit, genesis_state
-from swarm.chain import CommitList, Entry, Merge, left_behind
+from swarm.chain import CommitList, Entry, left_tokens
 from swarm.config import CodecConfig, InnerConfig, OuterConfig
 from swarm.digest import Digest, blob_digest, digest_of
 from swarm.identity import PeerId
@@ -221,21 +220,17 @@ class Experiment:
             return functional.cross_entropy(logits_BV, self._text.heldout[:, -1]).item()
 
     def _merge(self, side: Side, others: Side) -> None:
-        left, ours = others.state.chain, side.state.chain
-        blob = encode_merge(self.math, others.state, side.state)
-        root = blob_digest(blob)
-        side.blobs[root] = blob
-        listed = left_behind(left, ours)
-        merge = Merge(left.head, left.tokens, left.cursor, listed, ours.head, root, len(blob))
-        before = side.state
-        self._move(side, CommitList((), PEERS, merge=merge))
-        assert side.state.chain.tokens == before.chain.tokens + sum(
-            one.tokens - next(own.tokens for own in ours.listed if own.author == one.author) for one in listed
-        )
-        for peer in others.peers:
-            moved = move_head(peer.ledger, others.state, side.state, peer.theta(self.layout))
-            peer.ledger = moved.ledger
-            peer.set_theta(self.layout, moved.theta_N)
+        """A' = A_W + s * (A_L - A_W), the outer optimizer's state as it was; what each did on top of its anchor stays."""
+        won, lost = side.state, others.state
+        only_lost, only_won = left_tokens(lost.chain, won.chain), left_tokens(won.chain, lost.chain)
+        share = only_lost / (only_lost + only_won)
+        merged = replace(won, anchor_N=won.anchor_N + share * (lost.anchor_N - won.anchor_N))
+        for peers, state in ((side.peers, won), (others.peers, lost)):
+            for peer in peers:
+                progress_N = peer.theta(self.layout) - state.anchor_N
+                peer.ledger = replace(joined(PEERS[peer.number], merged), residual_N=peer.ledger.residual_N)
+                peer.set_theta(self.layout, merged.anchor_N + progress_N)
+        side.state = merged
 
     def _hand_in(self, side: Side, losers: Side, author: Peer) -> None:
         """All progress since the split, as one contribution with all its tokens, through the outer optimizer."""
@@ -254,8 +249,8 @@ class Experiment:
         )
 
     def _move(self, side: Side, commit: CommitList) -> None:
-        old, step = side.state, after_commit if commit.merge is None else after_merge
-        side.state = step(self.math, old, commit, side.blobs.__getitem__)
+        old = side.state
+        side.state = after_commit(self.math, old, commit, side.blobs.__getitem__)
         for peer in side.peers:
             moved = move_head(peer.ledger, old, side.state, peer.theta(self.layout))
             peer.ledger = moved.ledger

@@ -27,7 +27,6 @@ from swarm.events import (
     Event,
     HeadsBarred,
     LossJumped,
-    Merged,
     PeerJoined,
     PeerLeft,
     PeerMisbehaved,
@@ -334,8 +333,6 @@ def _news(view: SwarmView, source: PeerId, event: Event) -> str | None:
             return f"round at version {event.version} skipped: {reason}"
         case Undone():
             return f"{subject} undid {event.depth} of its commits at version {event.version}: {reason}"
-        case Merged():
-            return f"a branch of {counted(event.tokens_left, 'token')} was merged at version {event.version}"
         case HeadsBarred():
             return f"barred: {counted(len(event.heads), 'head')} that lost their blobs, at version {event.version}"
         case ViewChanged():

@@ -13,7 +13,7 @@ from dataclasses import dataclass, replace
 from typing import Final
 
 from peer.fetch import Asker, Fetcher
-from peer.handoff import AdoptState, ApplyCommits, PrepareMerge
+from peer.handoff import AdoptState, ApplyCommits
 from swarm.digest import Digest
 from swarm.errors import NetworkError, RemoteError
 from swarm.identity import PeerId
@@ -32,13 +32,13 @@ _PINS: Final = "catching up"
 
 @dataclass(frozen=True, slots=True)
 class Target:
-    """What the trainer is told to do, and what it cost to get there. No order: our branch is not merged yet."""
+    """What the trainer is told to do, and what it cost to get there."""
 
-    order: ApplyCommits | AdoptState | PrepareMerge | None
+    order: ApplyCommits | AdoptState
     how: str
     num_bytes: int
     seconds: float
-    left_tokens: int = 0  # of a branch that is left unmerged
+    left_tokens: int = 0  # of a branch that is left
 
 
 class CatchUpFailed(NetworkError):
@@ -76,10 +76,6 @@ class Catcher:
                 return Target(ApplyCommits(base, commits, caught_up=True), "log", num_bytes, seconds)
             case catch_up.Adopt(record, keep_progress, num_bytes, left_tokens):
                 return Target(AdoptState(record, keep_progress), "snapshot", num_bytes, seconds, left_tokens)
-            case catch_up.PrepareMerge(record, num_bytes):
-                return Target(PrepareMerge(record), "merge", num_bytes, seconds)
-            case catch_up.Wait(reason):
-                return Target(None, reason, 0, seconds)
             case catch_up.Failed(reason):
                 raise CatchUpFailed(reason)
 

@@ -16,7 +16,7 @@ from collections.abc import Callable, Sequence
 from contextlib import suppress
 from dataclasses import dataclass, field
 
-from swarm.chain import ChainState, Merge
+from swarm.chain import ChainState
 from swarm.digest import Digest
 from swarm.identity import PeerId
 from swarm.messages import CheckpointRecord, Commit, StateRecord, TimeSplit
@@ -55,13 +55,6 @@ class AdoptState:
 
 
 @dataclass(frozen=True, slots=True)
-class PrepareMerge:
-    """Keep this snapshot, whose unit blobs are in the store, beside our state, and encode our branch for it."""
-
-    record: StateRecord
-
-
-@dataclass(frozen=True, slots=True)
 class SetView:
     """The view to save, so that a restart finds its leader."""
 
@@ -75,7 +68,7 @@ class Stop:
     reason: str
 
 
-Order = OpenRound | CutNow | ApplyCommits | AdoptState | PrepareMerge | SetView | Stop
+Order = OpenRound | CutNow | ApplyCommits | AdoptState | SetView | Stop
 
 
 @dataclass(frozen=True, slots=True)
@@ -117,14 +110,6 @@ def undone_commits(before: Sequence[ChainState], moved: Moved) -> int:
         if chain.head in on_the_way:
             return depth
     return max(before[0].version - after.version + 1, min(1, moved.undone)) if before else 0
-
-
-@dataclass(frozen=True, slots=True)
-class BranchEncoded:
-    """What our anchor is more than that of the state beside it is encoded, and in the store."""
-
-    merge: Merge
-    beside: ChainState
 
 
 @dataclass(frozen=True, slots=True)
@@ -172,18 +157,7 @@ class TrainerEnded:
     reason: str
 
 
-Report = (
-    Progress
-    | CutDone
-    | Moved
-    | BranchEncoded
-    | MoveFailed
-    | Kept
-    | CheckpointSkipped
-    | Evaluation
-    | StepDropped
-    | TrainerEnded
-)
+Report = Progress | CutDone | Moved | MoveFailed | Kept | CheckpointSkipped | Evaluation | StepDropped | TrainerEnded
 
 
 class Handoff:

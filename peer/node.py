@@ -27,7 +27,7 @@ from peer.node_parts import NodeParts
 from peer.refusals import Refusals
 from peer.serve import ROUND_PINS
 from swarm import events
-from swarm.chain import ChainState, Merge
+from swarm.chain import ChainState
 from swarm.digest import Digest
 from swarm.errors import MalformedBytes, NetworkError, RemoteError, StateError
 from swarm.events import Event
@@ -47,7 +47,6 @@ from swarm.round.facts import (
     Happened,
     HeadReached,
     Measured,
-    MergePrepared,
     MoveTo,
     Received,
     RequestCut,
@@ -80,7 +79,6 @@ class Node:
         self._participant = parts.participant
         self._fetcher = parts.fetcher
         self._catcher = Catcher(parts.asker, self._fetcher, parts.open_sealed, parts.lease)
-        self._beside: ChainState | None = None  # of the state that our branch waits to be merged into
         self._chains = chains  # that the trainer can go back to, newest first
         self._progress = work.Progress()
         self._checkpoint_version: int | None = max(parts.server.checkpoints, default=None)
@@ -216,10 +214,6 @@ class Node:
                 self._happened(self._cut_event(report.contribution))
             case work.Moved():
                 self._moved(report)
-            case work.BranchEncoded(merge, beside):
-                self._beside = beside
-                self._pin(merge.root)
-                self.post(MergePrepared(merge))
             case work.MoveFailed(reason):
                 log.warning("could not move to the next head: %s", reason)
                 if self._adopting is not None:
@@ -246,7 +240,7 @@ class Node:
         self._parts.server.state, self._parts.server.log = moved.record, moved.log
         undone = work.undone_commits(self._chains, moved)
         self._chains = moved.chains
-        self._adopting, self._beside = None, None
+        self._adopting = None
         self._moved_at_s = (self._parts.network.up_s, self._parts.network.down_s)
         oldest = (
             moved.record.chain.version - HELD_VERSIONS
@@ -339,21 +333,18 @@ class Node:
             if not self._sends[to]:
                 del self._sends[to]
 
-    async def _fetch(self, contribution: Contribution | Merge, holders: tuple[PeerId, ...]) -> None:
+    async def _fetch(self, contribution: Contribution, holders: tuple[PeerId, ...]) -> None:
         root = contribution.root
         self._pin(root)
         try:
             self._check_length(contribution)
-            if isinstance(contribution, Contribution):
-                holders = (*holders, contribution.author)
-            await self._fetcher.fetch(root, holders, contribution.num_bytes)
+            await self._fetcher.fetch(root, (*holders, contribution.author), contribution.num_bytes)
             async with self._checks:
                 await asyncio.to_thread(self._check, contribution)
         except RemoteError as error:
             if root not in self._undecodable:
                 self._undecodable.add(root)
-                author = contribution.author if isinstance(contribution, Contribution) else holders[0]
-                self._happened(events.PeerMisbehaved(author, line(f"its contribution: {error}")))
+                self._happened(events.PeerMisbehaved(contribution.author, line(f"its contribution: {error}")))
             self.post(BlobFailed(root, f"does not decode: {error}"))
         except NetworkError as error:
             self.post(BlobFailed(root, str(error)))
@@ -364,7 +355,7 @@ class Node:
             self._pin(root)  # for as long as the machine says that it is here
             self.post(BlobStored(root))
 
-    def _check_length(self, contribution: Contribution | Merge) -> None:
+    def _check_length(self, contribution: Contribution) -> None:
         """Raises RemoteError for one that is longer than any of this run can be: it would only fill the disk."""
         if contribution.root in self._undecodable:
             raise MalformedBytes("it did not decode")
@@ -373,7 +364,7 @@ class Node:
         if most is not None and contribution.num_bytes > most:
             raise MalformedBytes(f"{contribution.num_bytes} bytes where at most {most} are due")
 
-    def _check(self, contribution: Contribution | Merge) -> None:
+    def _check(self, contribution: Contribution) -> None:
         """In a thread. Raises StateError for a blob that the disk changed, RemoteError for one that does not decode."""
         self._parts.check_blob(contribution, self._parts.store.read(contribution.root, check=True))
 
@@ -382,10 +373,8 @@ class Node:
         request = CatchUpRequest(
             peers=self._participant.presence.to_ask(wish.peers, awake_or_asleep_s()),
             chains=self._chains,
-            beside=self._beside if wish.merges else None,
             units=() if self._parts.server.state is None else self._parts.server.state.units,
             whole=wish.whole,
-            gives_up=wish.gives_up,
         )
         try:
             target = await self._catcher.find(request)
@@ -393,12 +382,9 @@ class Node:
             log.info("catching up failed: %s", error)
             self.post(CatchUpEnded(line(error)))
             return
-        if target.order is None:
-            self.post(CatchUpEnded(target.how, waits=True))
-            return
         if target.left_tokens:
             me = self._participant.me.peer
-            self._happened(events.WorkDropped(me, target.left_tokens, "our branch was left without being merged"))
+            self._happened(events.WorkDropped(me, target.left_tokens, "our branch was left"))
         self._caught_up = (target.how, target.num_bytes, target.seconds)
         if isinstance(target.order, work.AdoptState):
             self._adopting = target.order.record

@@ -13,15 +13,14 @@ from peer.network import Network
 from peer.reach import Reach
 from peer.routes import Routes
 from peer.serve import Server
-from swarm.chain import Merge
 from swarm.events import Event
 from swarm.lease import LeaseSize
 from swarm.messages import Contribution
 from swarm.round.commits import OpenSealed
 from swarm.round.participant import Participant
 
-CheckBlob = Callable[[Contribution | Merge, bytes], None]
-"""Raises RemoteError for the blob of a contribution or a merge that does not decode."""
+CheckBlob = Callable[[Contribution, bytes], None]
+"""Raises RemoteError for the blob of a contribution that does not decode."""
 
 
 @dataclass(frozen=True, slots=True)

@@ -31,9 +31,8 @@ from swarm.allreduce.ledger import (
     residual_after,
     withdraw,
 )
-from swarm.allreduce.merge import after_merge, encode_merge
 from swarm.allreduce.shared import RunMath, SharedState, after_commit, from_snapshot, snapshot
-from swarm.chain import MAX_AGE_VERSIONS, ChainState, Merge, left_behind
+from swarm.chain import MAX_AGE_VERSIONS, ChainState
 from swarm.digest import Digest
 from swarm.errors import RemoteError, StateError
 from swarm.identity import PeerId
@@ -42,7 +41,6 @@ from swarm.messages import Commit, Contribution, StateRecord, open_as, record_di
 from swarm.round.commits import roots_of
 
 KEPT_STATES: Final = 3  # the present version and the two that an undo may go back to
-_BESIDE: Final = "beside"
 KEPT_LOG_BYTES: Final = 16 << 30  # of contributions; at 8 bits, 8 members of a 1.4 B model fill 11 GiB a commit
 KEPT_COMMITS: Final = 16  # for whoever missed a few rounds
 
@@ -89,7 +87,6 @@ class Replica:
         self.generations = generations
         self._generation = 0
         self._versions: list[Version] = []  # the present one last
-        self._beside: Version | None = None  # the state that our branch waits to be merged into; lost with the process
         self._ledger: Ledger
         self._roots: dict[int, Digest] = {}  # of the blobs of our cuts that the ledger has a record of
         self._digests: dict[int, tuple[Tensor, Digest]] = {}  # tensors that are on disk already, by id
@@ -256,40 +253,16 @@ class Replica:
     def apply(self, base: Digest, commits: Sequence[Commit], theta_N: Tensor) -> Moved:
         """HEAD: from `base`, the present head or one we can go back to, through `commits`. Raises StateError for an
         unknown base, InvalidList or MalformedBytes for a commit that cannot be applied; then nothing has changed."""
-        beside = self._beside
-        if beside is not None and beside.state.chain.head == base:
-            # A merge may be undone as any commit: what was listed here in the last versions is kept as long as theirs.
-            kept, log, start = [beside], tuple(commits), self._versions[0].state.chain
-        else:
-            found = self.version_of(base)
-            if found is None:
-                raise StateError(f"head {base} is not among the last {KEPT_STATES} versions")
-            kept = self._versions[: self._versions.index(found) + 1]
-            log, start = (*self._log_until(base), *commits), found.state.chain
+        found = self.version_of(base)
+        if found is None:
+            raise StateError(f"head {base} is not among the last {KEPT_STATES} versions")
+        kept = self._versions[: self._versions.index(found) + 1]
         for commit in commits:
-            step = after_commit if commit.commit.merge is None else after_merge
-            kept.append(self._versioned(step(self.math, kept[-1].state, commit.commit, self.store.open_checked)))
-        return self._move(kept[-KEPT_STATES:], log[-KEPT_COMMITS:], theta_N, start)
-
-    def prepare_merge(self, record: StateRecord) -> Merge:
-        """Keeps a snapshot, whose blobs are in the store, beside our state, and encodes our branch for a merge into it;
-        `apply` may start from there. Raises StateError or MalformedBytes."""
-        blobs = [self.store.read(unit.root, check=True) for unit in record.units]
-        beside = Version(from_snapshot(self.math, record, blobs), record)
-        own, other = self.present.state, beside.state
-        blob = encode_merge(self.math, own, other)
-        root = self.store.put(blob)
-        self.store.pin(_BESIDE, {root, *(unit.root for unit in record.units)})
-        self._beside = beside
-        return Merge(
-            left=own.chain.head,
-            tokens=own.chain.tokens,
-            cursor=own.chain.cursor + self.math.lease_windows * len(own.chain.roster),
-            listed=left_behind(own.chain, other.chain),
-            base=other.chain.head,
-            root=root,
-            num_bytes=len(blob),
-        )
+            kept.append(
+                self._versioned(after_commit(self.math, kept[-1].state, commit.commit, self.store.open_checked))
+            )
+        log = (*self._log_until(base), *commits)
+        return self._move(kept[-KEPT_STATES:], log[-KEPT_COMMITS:], theta_N, found.state.chain)
 
     def adopt(self, record: StateRecord, theta_N: Tensor, *, keep_progress: bool) -> Moved:
         """HEAD to a snapshot whose blobs are in the store. `keep_progress=False`: our own state was wrong, so the work on
@@ -314,8 +287,8 @@ class Replica:
         for seq in list(ledger.pending):
             announced = self.contributions.get(seq)
             if announced is None or abs(announced[0].version - new.chain.version) > MAX_AGE_VERSIONS:
-                # No commit can list it any more, or not for long, when a merge led from a longer chain to a shorter one;
-                # its work goes into the next cut.
+                # No commit can list it any more, or not for long, when we left a longer chain for a shorter one; its work
+                # goes into the next cut.
                 ledger = withdraw(ledger, seq)
                 record = moved.ledger.pending[seq]
                 self.work.tokens += record.tokens
@@ -323,8 +296,6 @@ class Replica:
                 if announced is not None:  # the leases of all the rounds it spans cap its weight
                     self.work.since_version = min(self.work.since_version, announced[0].since_version)
         self._versions, self._ledger, self.log = versions, ledger, self._affordable(log)
-        self._beside = None
-        self.store.pin(_BESIDE, ())  # of what the log names, the next generation takes care
         self.next_seq = max(self.next_seq, new.chain.highest_seq(self.author) + 1)
         if not self.work.steps or self.work.since_version > new.chain.version:
             self.work.since_version = new.chain.version

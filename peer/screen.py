@@ -146,8 +146,6 @@ def describe(event: Event) -> str:
             return f"view {view}: {leader} leads ({reason})"
         case events.Undone(version, depth, reason):
             return f"undid {counted(depth, 'commit')} on the way to version {version}: {reason}"
-        case events.Merged(version, _, _, left, tokens_left, tokens_kept):
-            return f"version {version}: branch {left} merged in, {tokens_left} tokens into {tokens_kept}"
         case events.HeadsBarred(version, heads):
             return f"version {version} takes the place of {counted(len(heads), 'head')} whose contributions nobody could get"
         case events.StateDiffered(version, own, others):

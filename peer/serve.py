@@ -52,7 +52,6 @@ from swarm.messages import (
     LeaderBrief,
     Log,
     ManifestBytes,
-    MergeOffer,
     NewView,
     Peers,
     PeerStatus,
@@ -80,7 +79,6 @@ _ONE_WAY: Final = (
     CutHint,
     Commit,
     NewView,
-    MergeOffer,
     HeadBarred,
     Goodbye,
 )  # what may come unasked; an answer that nobody asked for costs its sender the stream
@@ -174,7 +172,7 @@ class Server:
             remote, payload = author, message.sealed
             author, message = await self._forwarding.unwrap(author, message)
             page_bytes = FORWARDED_PAGE_BYTES
-        if author != remote and not isinstance(message, PeerStatus | Contribution | Commit | MergeOffer):
+        if author != remote and not isinstance(message, PeerStatus | Contribution | Commit):
             raise BadSignature(f"{remote} passed on a {type(message).__name__} of {author}")
         if isinstance(message, _ONE_WAY):
             self._one_way(author if isinstance(message, Commit) else remote, message, payload)

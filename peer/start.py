@@ -61,10 +61,9 @@ from peer.stopping import Stopping
 from peer.tokenizer_file import TokenizerFile, byte_tokenizer_file, trained_tokenizer_file
 from peer.trainer import Trainer
 from swarm.allreduce.codec import make_codec
-from swarm.allreduce.merge import check_merge_blob
 from swarm.allreduce.probe import run_probe
 from swarm.allreduce.shared import RunMath, check_contribution
-from swarm.chain import Entry, Merge
+from swarm.chain import Entry
 from swarm.config import RunConfig
 from swarm.digest import Digest
 from swarm.errors import BarnraiseError, StateError
@@ -314,11 +313,8 @@ class Peer:
         for seq in replica.pending:
             participant.restore(*replica.contributions[seq])
 
-        def check_blob(contribution: Contribution | Merge, blob: bytes) -> None:
-            if isinstance(contribution, Merge):
-                check_merge_blob(replica.math, blob)
-            else:
-                check_contribution(replica.math, _as_entry(contribution), blob)
+        def check_blob(contribution: Contribution, blob: bytes) -> None:
+            check_contribution(replica.math, _as_entry(contribution), blob)
 
         parts = NodeParts(
             participant=participant,

@@ -21,7 +21,6 @@ from peer.data.windows import Windows
 from peer.handoff import (
     AdoptState,
     ApplyCommits,
-    BranchEncoded,
     CheckpointSkipped,
     CutNow,
     Evaluation,
@@ -30,7 +29,6 @@ from peer.handoff import (
     MoveFailed,
     OpenRound,
     Order,
-    PrepareMerge,
     Progress,
     Report,
     SetView,
@@ -48,7 +46,7 @@ from swarm.allreduce.mean import MAX_ROUNDS
 from swarm.config import RunConfig
 from swarm.errors import LocalError, RemoteError, StateError
 from swarm.identity import PeerId
-from swarm.messages import Contribution, StateRecord, TimeSplit
+from swarm.messages import Contribution, TimeSplit
 from swarm.round.facts import CutDone
 
 IDLE_WAIT_S: Final = 0.2  # how long the trainer sleeps at most when there is nothing to do
@@ -153,8 +151,6 @@ class Trainer:
                 self._replica.view = view
             case ApplyCommits(base, commits, caught_up):
                 self._move(lambda theta_N: self._replica.apply(base, commits, theta_N), caught_up)
-            case PrepareMerge(record):
-                self._prepare_merge(record)
             case AdoptState(record, keep):
                 self._move(
                     lambda theta_N: self._replica.adopt(record, theta_N, keep_progress=keep), True, gives_up=not keep
@@ -301,14 +297,6 @@ class Trainer:
         self._reach_version()
         self._report()
         self._clocks = _Clocks(TimeSplit(), self._clocks.cut_at_s)
-
-    def _prepare_merge(self, record: StateRecord) -> None:
-        try:
-            merge = self._replica.prepare_merge(record)
-        except (RemoteError, StateError) as error:
-            self._handoff.report(MoveFailed(str(error)))
-            return
-        self._handoff.report(BranchEncoded(merge, record.chain))
 
     def _reach_version(self) -> None:
         """What a version brings besides training: its evaluation, and its checkpoint."""

@@ -6,13 +6,11 @@ roster. `apply` is the only way from one head to the next, and equal heads have 
     head_0 = H("genesis", run, digest of version 0)      head' = H("head", head, canonical(list))
 
 The list carries no term, leader, time or signature: a take-over that issues the same list again yields the same head.
-A list either names contributions, or merges a branch that was left.
 """
 
 from __future__ import annotations
 
 from bisect import bisect_left
-from collections.abc import Iterable
 from dataclasses import dataclass, replace
 from typing import Annotated, Any, Final
 
@@ -29,9 +27,7 @@ MAX_NUMBER: Final = (
     1 << 32
 ) - 1  # of a contribution: so a state of MAX_ROSTER authors with all their holes fits a frame
 MAX_BARRED: Final = 64  # heads that lost their blobs; the newest are remembered
-MAX_RECENT: Final = 8  # heads before the present one that a chain remembers: a merge may start from them
-_FARTHEST_NUMBER: Final = MAX_NUMBER // 2  # that a merge may bring: its author has to be able to count on from there
-_FARTHEST_SLOT: Final = 1 << 61  # in the same way
+MAX_RECENT: Final = 8  # heads before the present one that a chain remembers
 MAX_AGE_VERSIONS: Final = 2  # a contribution may be listed so many versions after the one it was cut at
 DIALABLE_COMMITS: Final = 3  # a member counts as dialable from the commit that attests it to the second one after it
 ATTESTED: Final = 1  # in `CommitList.dialable`: another member has dialled it lately
@@ -76,46 +72,15 @@ class ListedNumbers:
         skipped = range(max(self.highest + 1, seq - MAX_HOLES), seq)
         return ListedNumbers(self.author, seq, (*self.holes, *skipped)[-MAX_HOLES:], more)
 
-    def covers(self, other: ListedNumbers) -> bool:
-        """Whether every number that `other` lists is listed here."""
-        return other.highest <= self.highest and all(
-            hole in other.holes for hole in self.holes if hole <= other.highest
-        )
-
-    def united_with(self, other: ListedNumbers) -> ListedNumbers:
-        """What either lists. Where each has a number that the other lacks, the tokens of the one with more are kept: which
-        tokens were in which number is not remembered, and none may count twice."""
-        high, low = (self, other) if self.highest >= other.highest else (other, self)
-        holes = tuple(hole for hole in high.holes if hole not in low)
-        if self.covers(other) or other.covers(self):
-            tokens = self.tokens if self.covers(other) else other.tokens
-        else:
-            tokens = max(self.tokens, other.tokens)
-        return ListedNumbers(self.author, high.highest, holes, tokens)
-
-
-@dataclass(frozen=True, slots=True)
-class Merge:
-    """A branch that was left for this chain: its anchor is averaged into ours, its numbers count as listed."""
-
-    left: Digest  # the head of the branch that was left
-    tokens: U63  # of the left chain, since genesis
-    cursor: U63  # the first sample slot behind the leases of the left head
-    listed: Annotated[tuple[ListedNumbers, ...], MaxLen(MAX_ROSTER)]  # of the left chain, where ours lacks any; sorted
-    base: Digest  # a head of this chain, now or lately, with no merge since
-    root: Digest  # of the blob: the left anchor minus the one at `base`
-    num_bytes: U63
-
 
 @dataclass(frozen=True, slots=True)
 class CommitList:
-    """What one commit binds: contributions in the order they are summed, or a merge; and who is admitted to the roster."""
+    """What one commit binds: contributions in the order they are summed, and who is admitted to the roster."""
 
-    entries: Annotated[tuple[Entry, ...], MaxLen(MAX_ENTRIES)]  # sorted by (author, seq); none in a merge
+    entries: Annotated[tuple[Entry, ...], MaxLen(MAX_ENTRIES)]  # sorted by (author, seq)
     admitted: Annotated[tuple[PeerId, ...], MaxLen(MAX_ROSTER)]  # sorted, no authors of entries
     barred: Annotated[tuple[Digest, ...], MaxLen(MAX_BARRED)] = ()  # heads that rank below everything
     minority: bool = False  # issued without a majority of the roster
-    merge: Merge | None = None
     dialable: Annotated[bytes, MaxLen(MAX_ROSTER)] = b""  # ATTESTED, UNSEATED or 0 for each of `roster`; empty: all 0
 
     @property
@@ -140,7 +105,7 @@ class ChainState:
     roster: Annotated[tuple[PeerId, ...], MaxLen(MAX_ROSTER)]  # sorted; empty only at genesis
     entries: U32  # contributions in the last commit; 0 at genesis
     barred: Annotated[tuple[Digest, ...], MaxLen(MAX_BARRED)] = ()
-    recent: Annotated[tuple[Digest, ...], MaxLen(MAX_RECENT)] = ()  # the heads before it since a merge, newest first
+    recent: Annotated[tuple[Digest, ...], MaxLen(MAX_RECENT)] = ()  # the heads before it, newest first
     entered: Annotated[
         tuple[U63, ...], MaxLen(MAX_ROSTER)
     ] = ()  # for each of the roster: the version since which it is
@@ -182,11 +147,6 @@ class ChainState:
         numbers = self._numbers_of(author)
         return 0 if numbers is None else numbers.highest
 
-    def covers(self, listed: Iterable[ListedNumbers]) -> bool:
-        """Whether every one of these numbers is listed here."""
-        pairs = ((self._numbers_of(numbers.author), numbers) for numbers in listed)
-        return all(own is not None and own.covers(numbers) for own, numbers in pairs)
-
     def ranks_above(self, other: ChainState) -> bool:
         """Whether this head takes the place of the other: it bars it, or has the larger key and is not barred there."""
         if other.head in self.barred:
@@ -215,11 +175,7 @@ def head_after(head: Digest, commit: CommitList) -> Digest:
 
 def check_list(state: ChainState, commit: CommitList) -> None:
     """Returns if `commit` may follow `state`; raises InvalidList naming the rule it breaks."""
-    if commit.merge is not None:
-        check_merge(state, commit.merge)
-        if commit.entries or not commit.admitted:
-            raise InvalidList("a merge with contributions, or without anybody who stays")
-    elif not commit.entries:
+    if not commit.entries:
         raise InvalidList("a commit without contributions")
     order = [(entry.author.raw, entry.seq) for entry in commit.entries]
     if order != sorted(set(order)):
@@ -254,64 +210,11 @@ def _check_size(state: ChainState, commit: CommitList, authors: set[PeerId]) -> 
         raise InvalidList(f"{state.tokens + commit.tokens} tokens on one chain, less than {1 << 63} are allowed")
 
 
-def check_merge(state: ChainState, merge: Merge) -> None:
-    """Returns if `merge` may follow `state`; raises InvalidList naming the rule it breaks. A branch whose numbers are all
-    listed brings nothing: so none is merged twice, and of one that grew since only what is new counts."""
-    ours = (state.head, *state.recent)
-    if merge.base not in ours or merge.left in ours or merge.left in state.barred:
-        raise InvalidList(f"a merge of {merge.left} into {merge.base}, which are not a branch and a head of ours")
-    authors = [numbers.author for numbers in merge.listed]
-    if authors != sorted(set(authors)):
-        raise InvalidList("the authors of a merge are not sorted, or one is there twice")
-    for numbers in merge.listed:
-        if list(numbers.holes) != sorted(set(numbers.holes)) or any(
-            not 0 < hole < numbers.highest for hole in numbers.holes
-        ):
-            raise InvalidList(f"the numbers of {numbers.author} in a merge have holes out of order or out of range")
-    highest = max((numbers.highest for numbers in merge.listed), default=0)
-    if highest > _FARTHEST_NUMBER or merge.cursor > _FARTHEST_SLOT:
-        raise InvalidList(
-            f"a merge with number {highest} and slot {merge.cursor}, at most {_FARTHEST_NUMBER} and {_FARTHEST_SLOT}"
-        )
-    if sum(numbers.tokens for numbers in merge.listed) > merge.tokens or merge.tokens > state.tokens:
-        raise InvalidList(
-            f"a merge of a branch of {merge.tokens} tokens into one of {state.tokens}: the larger one stays"
-        )
-    united = _united(state.listed, merge.listed)
-    if len(united) > MAX_ROSTER:
-        raise InvalidList(f"{len(united)} authors on one chain, at most {MAX_ROSTER} are allowed")
-    if _tokens(united) >= 1 << 63:
-        raise InvalidList(f"{_tokens(united)} tokens on one chain, less than {1 << 63} are allowed")
-    if _tokens(united) <= state.tokens:
-        raise InvalidList(f"a merge of {merge.left}, whose numbers are all listed here")
-
-
-def merge_weight(state: ChainState, merge: Merge) -> tuple[int, int]:
-    """(tokens that only the left branch lists, tokens that only `state` lists): the weights of the two anchors."""
-    in_all = _tokens(_united(state.listed, merge.listed))
-    return in_all - state.tokens, max(0, in_all - merge.tokens)
-
-
-def left_behind(own: ChainState, other: ChainState) -> tuple[ListedNumbers, ...]:
-    """What `own` lists and `other` lacks, by author; empty when nothing would be left behind."""
-    return tuple(numbers for numbers in own.listed if not other.covers((numbers,)))
-
-
 def left_tokens(own: ChainState, other: ChainState) -> int:
-    """The tokens that `own` lists and `other` lacks."""
-    return _tokens(_united(other.listed, left_behind(own, other))) - other.tokens
-
-
-def _united(ours: tuple[ListedNumbers, ...], theirs: tuple[ListedNumbers, ...]) -> tuple[ListedNumbers, ...]:
-    by_author = {numbers.author: numbers for numbers in ours}
-    for numbers in theirs:
-        own = by_author.get(numbers.author)
-        by_author[numbers.author] = numbers if own is None else own.united_with(numbers)
-    return tuple(by_author[author] for author in sorted(by_author))
-
-
-def _tokens(listed: tuple[ListedNumbers, ...]) -> int:
-    return sum(numbers.tokens for numbers in listed)
+    """The tokens that `own` lists and `other` lacks. Where each has numbers of an author that the other lacks, what is
+    less is taken to be in what is more: which tokens were in which number is not remembered."""
+    theirs = {numbers.author: numbers.tokens for numbers in other.listed}
+    return sum(max(0, numbers.tokens - theirs.get(numbers.author, 0)) for numbers in own.listed)
 
 
 def apply(state: ChainState, commit: CommitList, lease_windows: int) -> ChainState:
@@ -322,27 +225,20 @@ def apply(state: ChainState, commit: CommitList, lease_windows: int) -> ChainSta
     """
     check_list(state, commit)
     roster = commit.roster
-    cursor = state.cursor + lease_windows * len(state.roster or roster)
-    if commit.merge is not None:
-        listed = _united(state.listed, commit.merge.listed)
-        cursor = max(cursor, commit.merge.cursor)
-    else:
-        by_author = {numbers.author: numbers for numbers in state.listed}
-        for entry in commit.entries:
-            known = by_author.get(entry.author) or ListedNumbers(entry.author, 0)
-            by_author[entry.author] = known.including(entry.seq, entry.tokens)
-        listed = tuple(by_author[author] for author in sorted(by_author, key=lambda peer: peer.raw))
+    by_author = {numbers.author: numbers for numbers in state.listed}
+    for entry in commit.entries:
+        known = by_author.get(entry.author) or ListedNumbers(entry.author, 0)
+        by_author[entry.author] = known.including(entry.seq, entry.tokens)
     return ChainState(
         head=head_after(state.head, commit),
         version=state.version + 1,
-        tokens=_tokens(listed),
-        cursor=cursor,
-        listed=listed,
+        tokens=state.tokens + commit.tokens,
+        cursor=state.cursor + lease_windows * len(state.roster or roster),
+        listed=tuple(by_author[author] for author in sorted(by_author, key=lambda peer: peer.raw)),
         roster=roster,
-        entries=len(commit.entries) or state.entries,
+        entries=len(commit.entries),
         barred=(*state.barred, *commit.barred)[-MAX_BARRED:],
-        # Another branch, encoded for a head before this merge, would count the weight of ours that is gone.
-        recent=() if commit.merge is not None else (state.head, *state.recent)[:MAX_RECENT],
+        recent=(state.head, *state.recent)[:MAX_RECENT],
         **_members_after(state, commit, roster),
     )
 

@@ -14,7 +14,7 @@ from swarm.digest import DIGEST_BYTES, Digest, digest_of
 from swarm.errors import BadSignature, MalformedBytes
 from swarm.identity import KEY_BYTES, SIGNATURE_BYTES, Keypair, PeerId
 
-PROTOCOL_VERSION: Final = 1
+PROTOCOL_VERSION: Final = 2
 MAX_PURPOSE_LETTERS: Final = 32
 
 

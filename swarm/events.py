@@ -91,19 +91,6 @@ class Undone:
 
 
 @dataclass(frozen=True, slots=True)
-class Merged:
-    """A branch that was left came in: the two anchors were averaged by the tokens that each had alone."""
-
-    version: U63
-    head: Digest
-    state_digest: Digest
-    left: Digest
-    tokens_left: U63  # that only the branch had
-    tokens_kept: U63  # that only the chain had
-    tokens_in_all: U63
-
-
-@dataclass(frozen=True, slots=True)
 class HeadsBarred:
     """A majority could not get the blobs of these heads: the round was listed anew on their parent."""
 
@@ -230,7 +217,6 @@ Event = (
     | RoundCommitted
     | RoundSkipped
     | Undone
-    | Merged
     | HeadsBarred
     | ViewChanged
     | CaughtUp

@@ -6,7 +6,6 @@ empty answer; a request is answered by one reply, or by `Refused` with a reason.
     member -> leader      PeerStatus (the heartbeat), Holding, Contribution, Goodbye
     leader -> member      LeaderBrief, RoundOpened (genesis only), CutHint, Commit, NewView
     member -> member      Contribution
-    who left a branch -> those on the better one      MergeOffer
     anyone -> who stands at a barred head             HeadBarred
     anyone -> who is connected to the receiver        Forward, around a message that goes no other way
     anyone -> a peer      GetPeers, GetManifest, GetBlob, GetChunk, GetLog, GetState, GetCheckpoint, GetEvents
@@ -18,7 +17,7 @@ from dataclasses import dataclass
 from typing import Annotated, Any, Final
 
 from swarm import wire
-from swarm.chain import MAX_ENTRIES, MAX_ROSTER, ChainState, CommitList, Merge
+from swarm.chain import MAX_ENTRIES, MAX_ROSTER, ChainState, CommitList
 from swarm.digest import Digest, digest_of
 from swarm.envelope import Envelope, open_envelope, seal
 from swarm.errors import BadSignature, MalformedBytes
@@ -119,17 +118,9 @@ class Commit:
     parent: Digest
     commit: CommitList
     announcements: Annotated[tuple[SealedContribution, ...], MaxLen(MAX_ENTRIES)]
-    holders: Annotated[tuple[Holders, ...], MaxLen(MAX_ENTRIES)]  # of a merge: one, of its blob
+    holders: Annotated[tuple[Holders, ...], MaxLen(MAX_ENTRIES)]
     reason: Line
     evidence: Annotated[tuple[Sealed, ...], MaxLen(MAX_ROSTER)] = ()  # statuses that report the barred heads lost
-
-
-@dataclass(frozen=True, slots=True)
-class MergeOffer:
-    """The author stands on a branch that ranks below: its anchor is there to be averaged in."""
-
-    author: PeerId
-    merge: Merge
 
 
 @dataclass(frozen=True, slots=True)
@@ -341,7 +332,6 @@ PURPOSES: Final[dict[str, type[Any]]] = {
     "holding": Holding,
     "commit": Commit,
     "view": NewView,
-    "merge": MergeOffer,
     "barred": HeadBarred,
     "goodbye": Goodbye,
     "forward": Forward,

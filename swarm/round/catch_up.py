@@ -1,9 +1,7 @@
 """Coming to the swarm's state: by the commit log where another peer's reaches one of our heads, else by a snapshot.
 
-    log reaches one of our last heads ------------------------> Move: HEAD, forks of one or two commits undone in passing
-    it does not, and we only missed commits ------------------> Adopt: the snapshot
-    it does not, and our branch lists what theirs lacks ------> PrepareMerge: the snapshot beside our state; then Wait, until
-                                                                a commit there has merged our branch, and Move
+    log reaches one of our last heads --> Move: HEAD, forks of one or two commits undone in passing
+    it does not ------------------------> Adopt: the snapshot; what our branch alone lists is given up, and declared
 
 A pure machine in the form of a generator: it yields questions, is sent their answers, and returns what to do. The shell
 asks, fetches and checks bytes; verifying the signatures of a long log is work, so it may run in a thread of its own.
@@ -16,7 +14,7 @@ from collections.abc import Generator, Mapping, Sequence, Set
 from dataclasses import dataclass
 from typing import Final
 
-from swarm.chain import MAX_RECENT, ChainState, apply, left_behind, left_tokens
+from swarm.chain import ChainState, apply, left_tokens
 from swarm.digest import Digest
 from swarm.errors import RemoteError
 from swarm.identity import PeerId
@@ -27,7 +25,6 @@ from swarm.round.commits import Listed, OpenSealed, check_commit
 ASKED_FOR_STATE: Final = 5  # peers whose logs are asked for, and whose state records are compared
 MAX_PAGES: Final = 4  # of a log that are followed at once
 _ROOM_BYTES: Final = 1 << 20  # that a listed blob may have beyond the bytes of a whole state: its header
-_STALE: Final = MAX_RECENT - 3  # commits behind the state beside ours, after which a merge into it would come too late
 
 
 @dataclass(frozen=True, slots=True)
@@ -56,7 +53,7 @@ class FetchBlobs:
 
 @dataclass(frozen=True, slots=True)
 class Move:
-    """From `base`, one of our heads or the state beside ours, through these commits; their blobs are here."""
+    """From `base`, one of our heads, through these commits; their blobs are here."""
 
     base: Digest
     commits: tuple[Commit, ...]
@@ -70,22 +67,7 @@ class Adopt:
     record: StateRecord
     keep_progress: bool
     num_bytes: int
-    left_tokens: int = 0  # that our chain lists and this one never will: a branch that was not merged
-
-
-@dataclass(frozen=True, slots=True)
-class PrepareMerge:
-    """Keep this snapshot, whose blobs are here, beside our own state, and encode what our anchor is more than its."""
-
-    record: StateRecord
-    num_bytes: int
-
-
-@dataclass(frozen=True, slots=True)
-class Wait:
-    """Our branch is not merged yet."""
-
-    reason: str
+    left_tokens: int = 0  # that our chain lists and this one does not
 
 
 @dataclass(frozen=True, slots=True)
@@ -97,7 +79,7 @@ class Failed:
 
 Question = Ask | FetchBlobs
 Answer = Mapping[PeerId, object] | str | None
-Outcome = Move | Adopt | PrepareMerge | Wait | Failed
+Outcome = Move | Adopt | Failed
 CatchUpMachine = Generator[Question, Answer, Outcome]
 
 
@@ -107,10 +89,8 @@ class CatchUpRequest:
 
     peers: tuple[PeerId, ...]  # best first
     chains: tuple[ChainState, ...]  # that we can go back to, newest first
-    beside: ChainState | None = None  # of the state that our branch waits to be merged into
     units: tuple[UnitState, ...] = ()  # of our own state; all states of a run have as many, of these lengths
     whole: bool = False  # take a snapshot in any case, and give our own progress up: our state is wrong
-    gives_up: bool = False  # leave our branch unmerged
     refused: Set[Digest] = frozenset()  # digests of states that could not be used before
 
 
@@ -131,7 +111,7 @@ def catch_up(request: CatchUpRequest, open_sealed: OpenSealed, lease: LeaseSize)
 
 def _by_log(request: CatchUpRequest, peer: PeerId, open_sealed: OpenSealed, lease: LeaseSize) -> CatchUpMachine:
     own = request.chains[0]
-    bases = {chain.head: chain for chain in (*((request.beside,) if request.beside else ()), *request.chains)}
+    bases = {chain.head: chain for chain in request.chains}
     heads = tuple(bases)
     chain: ChainState | None = None
     base = own.head
@@ -149,7 +129,7 @@ def _by_log(request: CatchUpRequest, peer: PeerId, open_sealed: OpenSealed, leas
         try:
             for commit in log.commits:
                 listed = check_commit(chain, commit, open_sealed, lease.tokens)
-                wanted += _needed(peer, commit, listed)
+                wanted += _needed(peer, listed)
                 chain = apply(chain, commit.commit, lease.windows)
                 commits.append(commit)
         except RemoteError as error:
@@ -158,7 +138,7 @@ def _by_log(request: CatchUpRequest, peer: PeerId, open_sealed: OpenSealed, leas
             break
         heads = (chain.head,)
     assert chain is not None
-    refusal = _refusal(request, base, chain)
+    refusal = _refusal(own, chain)
     if refusal is not None:
         return refusal
     most = sum(unit.num_bytes for unit in request.units) + _ROOM_BYTES
@@ -169,30 +149,21 @@ def _by_log(request: CatchUpRequest, peer: PeerId, open_sealed: OpenSealed, leas
     return Failed(str(fault)) if fault else Move(base, tuple(commits), sum(one.num_bytes for one in wanted))
 
 
-def _needed(peer: PeerId, commit: Commit, listed: Sequence[Listed]) -> list[Wanted]:
+def _needed(peer: PeerId, listed: Sequence[Listed]) -> list[Wanted]:
     """The blobs of one commit of that peer's log."""
-    merge = commit.commit.merge
-    if merge is not None:
-        return [Wanted(merge.root, tuple(dict.fromkeys((peer, *commit.holders[0].peers))), merge.num_bytes)]
     return [
         Wanted(one.contribution.root, tuple(dict.fromkeys((peer, *one.holders))), one.contribution.num_bytes)
         for one in listed
     ]
 
 
-def _refusal(request: CatchUpRequest, base: Digest, chain: ChainState) -> Wait | Failed | None:
+def _refusal(own: ChainState, chain: ChainState) -> Failed | None:
     """Why not to go where a log leads; None to go there."""
-    own, beside = request.chains[0], request.beside
     if chain.head in own.barred:
         return Failed(f"its log leads to head {chain.head}, which is barred")
     if not chain.ranks_above(own):
         return Failed(f"its log leads to version {chain.version}, which is no better than ours")
-    if beside is None or base != beside.head or chain.covers(left_behind(own, beside)):
-        return None
-    behind = (chain.head, *chain.recent[: _STALE - 1])
-    if request.gives_up or beside.head not in behind:
-        return Failed("the chain has gone on without our branch")
-    return Wait(f"our branch is not merged at version {chain.version} yet")
+    return None
 
 
 # ---------------------------------------------------------------- a snapshot
@@ -222,9 +193,6 @@ def _by_snapshot(request: CatchUpRequest) -> CatchUpMachine:
         if fault:
             faults.append(f"version {record.chain.version}: {fault}")
             continue
-        may_merge = keep_progress and not request.gives_up and own.head not in record.chain.barred
-        if may_merge and left_behind(own, record.chain):
-            return PrepareMerge(record, num_bytes)
         return Adopt(record, keep_progress, num_bytes, left_tokens(own, record.chain))
     return Failed("; ".join(faults))
 

@@ -5,7 +5,7 @@ from __future__ import annotations
 from dataclasses import dataclass, replace
 from typing import Final
 
-from swarm.chain import ATTESTED, MAX_ROSTER, UNSEATED, ChainState, CommitList, Entry, Merge, is_majority
+from swarm.chain import ATTESTED, MAX_ROSTER, UNSEATED, ChainState, CommitList, Entry, is_majority
 from swarm.digest import Digest
 from swarm.identity import PeerId
 from swarm.messages import Contribution
@@ -147,15 +147,6 @@ def witnesses(lost: LostHead, roster: tuple[PeerId, ...]) -> tuple[bytes, ...]:
     members = frozenset(roster)
     said = sorted({peer: sealed for peer, sealed in lost.reports if peer in members}.values(), key=len)
     return tuple(said[: len(roster) // 2 + 1]) if is_majority(len(said), len(roster)) else ()
-
-
-def choose_merge(merge: Merge, view: RoundView, deadlines: Deadlines) -> CommitList | None:
-    """The commit that averages another branch in, or None while no majority follows."""
-    isolated = _is_isolated(view, deadlines)
-    if not (view.is_followed or isolated):
-        return None
-    chosen = CommitList((), view.present[:MAX_ROSTER], choose_barred(view), _is_minority(view), merge)
-    return _with_dialable(chosen, view)
 
 
 def _with_dialable(chosen: CommitList, view: RoundView) -> CommitList:

@@ -11,7 +11,7 @@ from swarm import chain as chains
 from swarm.chain import ChainState, CommitList, Entry, is_majority, leader_of
 from swarm.digest import Digest
 from swarm.errors import RemoteError
-from swarm.events import MAX_LEFT_OUT_NAMED, MAX_LISTED_NAMED, Event, Merged, RoundCommitted
+from swarm.events import MAX_LEFT_OUT_NAMED, MAX_LISTED_NAMED, RoundCommitted
 from swarm.identity import Keypair, PeerId
 from swarm.messages import Commit, Contribution, PeerStatus, open_message, seal_message
 from swarm.round.docket import may_be_listed, tokens_due
@@ -59,10 +59,6 @@ def check_commit(chain: ChainState, commit: Commit, open_sealed: OpenSealed, lea
     chains.check_list(chain, commit.commit)
     _check_evidence(chain, commit, open_sealed)
     entries = commit.commit.entries
-    if commit.commit.merge is not None:
-        if commit.announcements or len(commit.holders) != 1:
-            raise RemoteError("a merge names who holds its blob, and announces nothing else")
-        return ()
     if not len(entries) == len(commit.announcements) == len(commit.holders):
         raise RemoteError("entries, announcements and holders of a commit are not as many")
     return tuple(
@@ -75,8 +71,7 @@ def check_commit(chain: ChainState, commit: Commit, open_sealed: OpenSealed, lea
 
 def roots_of(commit: CommitList) -> tuple[Digest, ...]:
     """The blobs that are needed to move by this commit."""
-    merge = () if commit.merge is None else (commit.merge.root,)
-    return (*(entry.root for entry in commit.entries), *merge)
+    return tuple(entry.root for entry in commit.entries)
 
 
 def _check_evidence(chain: ChainState, commit: Commit, open_sealed: OpenSealed) -> None:
@@ -90,23 +85,6 @@ def _check_evidence(chain: ChainState, commit: Commit, open_sealed: OpenSealed) 
                 witnesses.add(status.peer)
         if not is_majority(len(witnesses & set(chain.roster)), len(chain.roster)):
             raise RemoteError(f"head {head} is barred by {len(witnesses)} peers, which is no majority")
-
-
-def moved_by(commit: Commit, old: ChainState, reached: HeadReached, duration_s: float) -> Event:
-    """The event of a move from `old` by this commit."""
-    merge = commit.commit.merge
-    if merge is None:
-        return committed(commit, old, reached, duration_s)
-    left, kept = chains.merge_weight(old, merge)
-    return Merged(
-        version=reached.chain.version,
-        head=reached.chain.head,
-        state_digest=reached.state_digest,
-        left=merge.left,
-        tokens_left=left,
-        tokens_kept=kept,
-        tokens_in_all=reached.chain.tokens,
-    )
 
 
 def committed(commit: Commit, old: ChainState, reached: HeadReached, duration_s: float) -> RoundCommitted:

@@ -9,7 +9,7 @@ from __future__ import annotations
 from dataclasses import dataclass, field
 from typing import Any
 
-from swarm.chain import ChainState, Merge
+from swarm.chain import ChainState
 from swarm.digest import Digest
 from swarm.events import Event
 from swarm.identity import PeerId
@@ -101,19 +101,10 @@ class HeadReached:
 
 
 @dataclass(frozen=True, slots=True)
-class MergePrepared:
-    """Our branch is deep and ranks below: its anchor is encoded and here to be fetched, to be averaged in by a commit on
-    the better one, whose state is here too."""
-
-    merge: Merge
-
-
-@dataclass(frozen=True, slots=True)
 class CatchUpEnded:
     """Catching up ended without a new head; the reason says why."""
 
     reason: str
-    waits: bool = False  # for a commit that merges our branch; nothing went wrong
     is_own: bool = False  # the fault is ours, the disk's say: nobody else is to be doubted for it
 
 
@@ -122,19 +113,7 @@ class Tick:
     """Time has passed."""
 
 
-Fact = (
-    Received
-    | Resumed
-    | Unreached
-    | Measured
-    | CutDone
-    | BlobStored
-    | BlobFailed
-    | HeadReached
-    | MergePrepared
-    | CatchUpEnded
-    | Tick
-)
+Fact = Received | Resumed | Unreached | Measured | CutDone | BlobStored | BlobFailed | HeadReached | CatchUpEnded | Tick
 
 
 @dataclass(frozen=True, slots=True)
@@ -155,9 +134,9 @@ class RequestCut:
 
 @dataclass(frozen=True, slots=True)
 class Fetch:
-    """Fetch the blob of a contribution or merge from any of these holders; ends in BlobStored or BlobFailed."""
+    """Fetch the blob of a contribution from any of these holders; ends in BlobStored or BlobFailed."""
 
-    contribution: Contribution | Merge
+    contribution: Contribution
     holders: tuple[PeerId, ...]
 
 
@@ -170,14 +149,11 @@ class MoveTo:
 
 @dataclass(frozen=True, slots=True)
 class CatchUp:
-    """Come to the state of one of these peers, by the log or a snapshot, or prepare the merge of a deep branch with it; ends
-    in HeadReached, MergePrepared or CatchUpEnded."""
+    """Come to the state of one of these peers, by the log or a snapshot; ends in HeadReached or CatchUpEnded."""
 
     peers: tuple[PeerId, ...]
     whole: bool  # take a snapshot even where the log would do: our state differs
     reason: str
-    gives_up: bool = False  # leave our branch for good, merged or not
-    merges: bool = False  # our branch is being offered: look for its merge from the state that is kept beside ours
 
 
 @dataclass(frozen=True, slots=True)

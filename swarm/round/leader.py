@@ -14,10 +14,9 @@ from swarm.chain import ChainState, CommitList
 from swarm.digest import Digest
 from swarm.identity import PeerId
 from swarm.messages import HOLDING_NAMED, Activity, Commit, CutHint, Holders, LeaderBrief, PeerStatus, RoundOpened
-from swarm.round.choose import Deadlines, LostHead, RoundView, choose_hint, choose_list, choose_merge, witnesses
+from swarm.round.choose import Deadlines, LostHead, RoundView, choose_hint, choose_list, witnesses
 from swarm.round.docket import Docket, Waiting
 from swarm.round.looks import PROMPT_PEERS
-from swarm.round.merges import Offered
 from swarm.round.roll import Heard
 from swarm.round.turn import Turn
 from swarm.schema import line
@@ -70,17 +69,6 @@ class Leading:
             reason=self.reason,
             evidence=_evidence(chosen, round_view),
         )
-        return self.issued
-
-    def merge(self, offered: Offered, round_view: RoundView, deadlines: Deadlines) -> Commit | None:
-        """The commit that averages a branch in, whose blob we hold; at most one commit is issued."""
-        chosen = None if self.issued is not None else choose_merge(offered.merge, round_view, deadlines)
-        if chosen is None:
-            return None
-        self.reason = f"merges the branch {offered.merge.left} of {offered.merge.tokens} tokens"
-        holders = _holders({*offered.holders, round_view.me}, 0, 1)
-        evidence = _evidence(chosen, round_view)
-        self.issued = Commit(self.view, self.head, chosen, (), (holders,), self.reason, evidence)
         return self.issued
 
     def skips(self, round_view: RoundView, deadlines: Deadlines) -> bool:

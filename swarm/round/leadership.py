@@ -1,4 +1,4 @@
-"""Leading a round, while the view says that it is ours: open, hint a cut, merge a branch, commit.
+"""Leading a round, while the view says that it is ours: open, hint a cut, commit.
 
 What to decide is in `choose.py`, what a round remembers in `leader.py`; here it is looked at and sent.
 """
@@ -7,28 +7,23 @@ from __future__ import annotations
 
 from collections.abc import Callable
 from dataclasses import dataclass
-from typing import Final
 
-from swarm.chain import ChainState
 from swarm.config import RunConfig
 from swarm.events import RoundSkipped
 from swarm.identity import PeerId
-from swarm.messages import Activity, Commit, RoundOpened
+from swarm.messages import Activity, RoundOpened
 from swarm.round.choose import Deadlines, LostHead, RoundView
 from swarm.round.docket import Waiting
 from swarm.round.exchange import Exchange
-from swarm.round.facts import Fetch, Figures, Received
+from swarm.round.facts import Figures, Received
 from swarm.round.leader import Leading, lost_by
 from swarm.round.looks import Looks
-from swarm.round.merges import Merges
 from swarm.round.outbox import Outbox
 from swarm.round.passage import Passage
 from swarm.round.relay import sent_by_leader
 from swarm.round.rotation import Work, next_to_cut
 from swarm.round.turn import Turn
 from swarm.schema import line
-
-GATHERING_BEATS: Final = 2  # heartbeats in which the peers of a branch bring their last heads to be merged
 
 
 @dataclass(frozen=True, slots=True)
@@ -47,7 +42,6 @@ class Leadership:
     def __init__(
         self, seat: Seat, config: RunConfig, deadlines: Deadlines, own_report: Callable[[], tuple[PeerId, bytes]]
     ) -> None:
-        self.merges = Merges(GATHERING_BEATS * config.round.heartbeat_s)
         self._seat = seat
         self._config = config
         self._deadlines = deadlines
@@ -61,15 +55,9 @@ class Leadership:
         last, turn = self._last, self._seat.turn
         return last if last is not None and (last.view, last.head) == (turn.view, turn.chain.head) else None
 
-    def move(self, chain: ChainState) -> None:
-        """A new head."""
-        self._last = None
-        self.merges.move(chain)
-
     def reset(self) -> None:
-        """The head that we were to move to was not reached."""
+        """A new head; or the one that we were to move to was not reached."""
         self._last = None
-        self.merges.clear()
 
     def lead(self, own: Figures, now_s: float) -> str | None:
         """Whatever a leader should do now; returns the reason for which we ourselves should cut, or None."""
@@ -88,8 +76,7 @@ class Leadership:
         hint = leading.hint(view, self._deadlines, now_s)
         for peer in (view.present if view.turns is None else view.turns) if hint is not None else ():
             out.send(peer, hint)
-        commit = self._merging_commit(leading, view, now_s)
-        commit = commit or leading.commit(view, self._deadlines, self._seat.exchange.docket)
+        commit = leading.commit(view, self._deadlines, self._seat.exchange.docket)
         if leading.skips(view, self._deadlines):
             out.happened(RoundSkipped(turn.chain.version, line(leading.reason)))
         if commit is not None:
@@ -101,14 +88,6 @@ class Leadership:
         leading.asks_others(view, self._deadlines)
         is_asked = hint is not None and (view.turns is None or turn.presence.me in view.turns)
         return hint.reason if hint is not None and is_asked else None
-
-    def _merging_commit(self, leading: Leading, view: RoundView, now_s: float) -> Commit | None:
-        """The commit that merges a branch offered to us, once its blob is here."""
-        for one in self.merges.ask():
-            if not self._seat.exchange.holds(one.merge.root):
-                self._seat.out.add(Fetch(one.merge, tuple(sorted(one.holders))))
-        offered = self.merges.wanted(self._seat.exchange.holds, now_s)
-        return None if offered is None else leading.merge(offered, view, self._deadlines)
 
     def _open_round(self, leading: Leading, now_s: float) -> bool:
         turn, out = self._seat.turn, self._seat.out

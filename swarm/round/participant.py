@@ -30,14 +30,13 @@ from swarm.messages import (
     HeadBarred,
     Holding,
     LeaderBrief,
-    MergeOffer,
     NewView,
     PeerStatus,
     RoundOpened,
 )
 from swarm.round import listeners
 from swarm.round.choose import Deadlines
-from swarm.round.commits import Seals, moved_by, open_as
+from swarm.round.commits import Seals, committed, open_as
 from swarm.round.exchange import Exchange
 from swarm.round.facts import (
     BlobFailed,
@@ -49,7 +48,6 @@ from swarm.round.facts import (
     Figures,
     HeadReached,
     Measured,
-    MergePrepared,
     Received,
     RequestCut,
     Resumed,
@@ -171,8 +169,6 @@ class Participant:
     @property
     def waits_for(self) -> str:
         """Why nothing seems to happen, for the screen; "" while training. First what our trainer says."""
-        if self._passage.is_merging:
-            return "waits until the branch that it was on is merged"
         if self.syncing:
             return "catching up with the swarm"
         if self._passage.num_missing:
@@ -238,14 +234,8 @@ class Participant:
                 self._blob_stored(root)
             case BlobFailed(root):
                 self._exchange.failed(root, self._now_s)
-                self._leadership.merges.fail(root)
             case HeadReached():
                 self._head_reached(fact)
-            case MergePrepared(merge):
-                self._exchange.stored(merge.root, self.chain.version)
-                self._passage.prepared(merge, self._now_s)
-            case CatchUpEnded(waits=True):
-                self._passage.look_again()
             case CatchUpEnded(is_own=is_own):  # also of a move that the trainer could not make
                 self._passage.fail(self._now_s, is_own=is_own)
                 self._leadership.reset()
@@ -285,8 +275,6 @@ class Participant:
                     self._request_cut(reason)
             case Commit():
                 self._passage.receive(received, self._now_s)
-            case MergeOffer():
-                self._take_offer(sender, message, sealed)
             case HeadBarred(head):
                 if head == self.chain.head:
                     self._passage.leave_barred(sender)
@@ -368,17 +356,6 @@ class Participant:
         for peer in listeners.of_contribution(self._turn, self.figures.dialled):
             self._out.send(peer, contribution, sealed)
 
-    def _take_offer(self, sender: PeerId, offer: MergeOffer, sealed: bytes) -> None:
-        """A branch to be merged: the leader fetches it, others pass its offer on to the leader."""
-        if self.syncing or self._passage.knows_better:
-            return
-        try:
-            self._leadership.merges.offered(offer, self.chain, self._now_s)
-        except RemoteError:
-            return  # it is merged already, or late: its author will see, and offer again
-        if not self.is_leader and sender == offer.author:
-            self._out.send(self.leader, offer, sealed)
-
     def _blob_stored(self, root: Digest) -> None:
         waiting = self._exchange.docket.get(root)
         if waiting is None or self.me.peer not in waiting.holders:
@@ -393,11 +370,11 @@ class Participant:
         self.state_digest = reached.state_digest
         self._brief = None
         self._holding.clear()
-        self._leadership.move(reached.chain)
+        self._leadership.reset()
         self._beat_due_s = self._now_s
         self._turn.move(reached.chain, None if commit is None else commit.view)
         if commit is not None:
-            self._out.happened(moved_by(commit, old, reached, duration_s))
+            self._out.happened(committed(commit, old, reached, duration_s))
             if commit.commit.barred:
                 self._out.happened(HeadsBarred(reached.chain.version, commit.commit.barred))
         self._exchange.move(self.chain, reached.still_pending)
@@ -411,7 +388,6 @@ class Participant:
         self._out.add(*self._exchange.retries(self.chain, self._now_s))
         self._passage.go_on(self._now_s)
         self._passage.look_ahead(self._now_s)
-        self._passage.tend_merge(self._deadlines.isolation_s, self._now_s)
         roots = self._holding.due(len(self.members), self._now_s)
         if roots:
             self._out.send(self.leader, Holding(self.chain.head, self.me.incarnation, roots))

@@ -1,11 +1,9 @@
 """The way from our head to the next: a commit is received and checked, its blobs are fetched, the trainer moves; or a better
-head is seen elsewhere and caught up with, with our own branch merged in where it is deep. All end in a new head, or where
-they began.
+head is seen elsewhere and caught up with. All end in a new head, or where they began.
 
     standing --commit--> fetching --all here--> moving --> standing at the next head
        |                    '--deadline--.
        '--a better head-----------------> syncing --> moving
-                                             '--our branch is deep--> merging: offers itself until it is merged, or gives up
 """
 
 from __future__ import annotations
@@ -13,24 +11,23 @@ from __future__ import annotations
 from typing import Final
 
 from swarm import chain as chains
-from swarm.chain import ChainState, Merge
+from swarm.chain import ChainState
 from swarm.config import RunConfig
 from swarm.digest import Digest
 from swarm.errors import RemoteError
 from swarm.events import PeerMisbehaved
 from swarm.identity import PeerId
-from swarm.messages import Commit, MergeOffer, PeerStatus
+from swarm.messages import Commit, PeerStatus
 from swarm.round.commits import OpenSealed, check_commit, roots_of
 from swarm.round.doubts import Doubts
 from swarm.round.exchange import Exchange
-from swarm.round.facts import CatchUp, Fetch, MoveTo, Received
+from swarm.round.facts import CatchUp, MoveTo, Received
 from swarm.round.outbox import Outbox
 from swarm.round.relay import passed_on_by
 from swarm.round.turn import Turn
 from swarm.schema import line
 
 MISSED_COMMIT_HEARTBEATS: Final = 2  # how long a newer head elsewhere may be on its way before we go and get it
-MERGE_ASKED: Final = 3  # peers on the better branch that an offer goes to; they pass it on to their leader
 
 
 class Passage:
@@ -46,10 +43,6 @@ class Passage:
         self._behind_since_s: float | None = None
         self._target: tuple[PeerStatus, ...] = ()  # whose heads we are on the way to
         self._abandoned: Digest | None = None  # the head of the commit whose blobs did not come
-        self._merge: Merge | None = None  # our branch, waiting to be merged
-        self._merge_since_s = 0.0
-        self._merge_due_s = 0.0
-        self._is_looking = False  # for the commit that merges it
         self._turn = turn
         self._exchange = exchange
         self._out = out
@@ -65,11 +58,6 @@ class Passage:
     @property
     def is_under_way(self) -> bool:
         return self.is_syncing or self.commit is not None or self.knows_better
-
-    @property
-    def is_merging(self) -> bool:
-        """Whether our branch waits to be merged."""
-        return self._merge is not None
 
     @property
     def num_missing(self) -> int:
@@ -100,9 +88,6 @@ class Passage:
         self.commit, self._since_s = commit, now_s
         for peer in passed_on_by(commit, received.sender, self._turn.presence.me) if received.sealed else ():
             self._out.send(peer, commit, received.sealed)
-        merge = commit.commit.merge
-        if merge is not None and not self._exchange.holds(merge.root):
-            self._out.add(Fetch(merge, tuple(dict.fromkeys((*commit.holders[0].peers, received.sender)))))
         for one in listed:
             self._out.add(*self._exchange.listed(one, self._turn.chain))
 
@@ -151,40 +136,6 @@ class Passage:
         ahead = self._turn.presence.ahead_of(self._turn.chain, now_s)
         return ahead and tuple(status for status in ahead if not self.doubts.is_doubted(status.peer, now_s))
 
-    # ---------------------------------------------------------------- merging
-
-    def prepared(self, merge: Merge, now_s: float) -> None:
-        """Our branch can be merged: from now on it is offered."""
-        if not self.is_merging:
-            self._merge_since_s = now_s
-        self._merge, self._merge_due_s, self._is_looking = merge, now_s, False
-
-    def tend_merge(self, patience_s: float, now_s: float) -> None:
-        """Offers our branch with every heartbeat, and looks whether it was merged; after `patience_s` it is left."""
-        if self._merge is None or self._is_looking or now_s < self._merge_due_s:
-            return
-        self._merge_due_s = now_s + self._config.heartbeat_s
-        ahead = self._ahead(now_s)[:MERGE_ASKED]
-        gives_up = now_s - self._merge_since_s > patience_s
-        if not ahead:
-            if gives_up:
-                self.end(None)
-            return
-        offer = MergeOffer(self._turn.presence.me, self._merge)
-        for status in ahead:
-            self._out.send(status.peer, offer)
-        self._is_looking = True
-        self._target = ahead
-        peers = tuple(status.peer for status in ahead)
-        reason = "our branch waits to be merged"
-        self._out.add(CatchUp(peers, whole=False, reason=reason, gives_up=gives_up, merges=True))
-
-    def look_again(self) -> None:
-        """Our branch is not merged yet. Who no longer offers one waits for nothing."""
-        self._is_looking = False
-        if self._merge is None:
-            self.end(None)
-
     # ---------------------------------------------------------------- the end
 
     def fail(self, now_s: float, *, is_own: bool) -> None:
@@ -193,9 +144,6 @@ class Passage:
         heads = [status.head for status in self._target] + ([self._abandoned] if self._abandoned else [])
         if not is_own:
             self.doubts.failed([status.peer for status in self._target], heads, now_s)
-        if self._merge is not None and now_s - self._merge_since_s <= self._config.exchange_deadline_s:
-            self._is_looking = False  # a bad moment of those we offer it to
-            return
         self.end(None)
 
     def end(self, reached: ChainState | None) -> Commit | None:
@@ -204,7 +152,7 @@ class Passage:
         self.commit, self.is_moving, self.is_syncing, self._behind_since_s = None, False, False, None
         if reached is not None:
             self.doubts.reached(reached, [status.peer for status in self._target])
-        self._target, self._abandoned, self._merge, self._is_looking = (), None, None, False
+        self._target, self._abandoned = (), None
         if commit is None or reached is None or chains.head_after(commit.parent, commit.commit) != reached.head:
             return None
         return commit

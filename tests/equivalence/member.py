@@ -26,9 +26,8 @@ from peer.trainer import Trainer
 from swarm import chain as chains
 from swarm.allreduce.codec import make_codec
 from swarm.allreduce.layout import flatten
-from swarm.allreduce.merge import check_merge_blob
 from swarm.allreduce.shared import OpenedContribution, RunMath, check_contribution, genesis_state
-from swarm.chain import ChainState, Entry, Merge
+from swarm.chain import Entry
 from swarm.config import RunConfig
 from swarm.digest import Digest, digest_of
 from swarm.errors import NetworkError, RemoteError, StateError, Unreachable
@@ -51,7 +50,6 @@ from swarm.round.facts import (
     Happened,
     HeadReached,
     Measured,
-    MergePrepared,
     MoveTo,
     Received,
     RequestCut,
@@ -158,7 +156,7 @@ class Member:
         self.server.connect(lambda sender, message, raw: self.post(Received(sender, message, raw)), list)
         self.participant = self._make_participant(config)
         self._pinned: dict[Digest, None] = {}
-        self._beside: ChainState | None = None
+        self.left_tokens = 0  # of branches that were left, declared
         self._progress = work.Progress()
         self._opened: tuple[PeerId, ...] = ()
         self._saved_view = self.participant.view
@@ -279,14 +277,9 @@ class Member:
             case work.Moved():
                 self.server.state, self.server.log = report.record, report.log
                 self._pin(*(root for commit in report.log for root in roots_of(commit.commit)))
-                self._beside = None
                 self.group.note(self, report)
                 self._measure()
                 self.post(HeadReached(report.record.chain, record_digest(report.record), report.still_pending))
-            case work.BranchEncoded(merge, beside):
-                self._beside = beside
-                self._pin(merge.root)
-                self.post(MergePrepared(merge))
             case work.MoveFailed(reason):
                 self.post(CatchUpEnded(reason, is_own=True))
 
@@ -311,18 +304,15 @@ class Member:
             case Happened(event):
                 self.events.append(event)
 
-    def _fetch(self, contribution: Contribution | Merge, holders: tuple[PeerId, ...]) -> None:
+    def _fetch(self, contribution: Contribution, holders: tuple[PeerId, ...]) -> None:
         root = contribution.root
         self._pin(root)
-        if isinstance(contribution, Contribution) and self.group.withheld(self, contribution):
+        if self.group.withheld(self, contribution):
             self.post(BlobFailed(root, "withheld by the test"))
             return
         try:
             self.group.run(self._fetcher.fetch(root, holders, contribution.num_bytes))
-            if isinstance(contribution, Merge):
-                check_merge_blob(self.replica.math, self.store.read(root))
-            else:
-                check_contribution(self.replica.math, as_entry(contribution), self.store.read(root))
+            check_contribution(self.replica.math, as_entry(contribution), self.store.read(root))
         except (NetworkError, RemoteError, StateError) as error:
             self.post(BlobFailed(root, str(error)))
         else:
@@ -333,20 +323,15 @@ class Member:
         request = CatchUpRequest(
             tuple(dict.fromkeys([*wish.peers, *others])),
             self.replica.chains,
-            self._beside if wish.merges else None,
             units=self.replica.present.record.units,
             whole=wish.whole,
-            gives_up=wish.gives_up,
         )
         try:
             target = self.group.run(self._catcher.find(request))
         except (NetworkError, RemoteError, StateError) as error:
             self.post(CatchUpEnded(str(error)))
             return
-        order = target.order
-        if order is None:
-            self.post(CatchUpEnded(target.how, waits=True))
-            return
+        order, self.left_tokens = target.order, self.left_tokens + target.left_tokens
         if isinstance(order, work.ApplyCommits):
             self._pin(*(root for commit in order.commits for root in roots_of(commit.commit)))
         else:

@@ -55,7 +55,7 @@ class Account:
     done: int = 0  # tokens
     columns: tuple[tuple[str, int], ...] = ()
     seqs: frozenset[int] = frozenset()  # numbers it cut
-    gone: frozenset[int] = frozenset()  # those it left on a branch, their records gone: a merge may still bring them
+    gone: frozenset[int] = frozenset()  # those it left on a branch, their records gone
 
     @classmethod
     def empty(cls, size: int) -> Account:
@@ -179,7 +179,7 @@ class Books:
                 changes[WRONG_STATE if before.gives_up else TWICE] = missing
                 account = account.booked({WRONG_STATE if before.gives_up else TWICE: missing})
         self.columns.update({name: abs(amount) for name, amount in changes.items() if amount})
-        if unknown or lost or before.gives_up or life.world.laws.is_merged(old, new):
+        if unknown or lost or before.gives_up:
             gap_N, _ = self._gaps(life, account)
             account = replace(account, given_up_N=gap_N, magnitude=account.magnitude + float(np.abs(gap_N).max()))
         return account

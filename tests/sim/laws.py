@@ -11,7 +11,7 @@ from dataclasses import dataclass
 from typing import TYPE_CHECKING
 
 from swarm.allreduce.shared import SharedState
-from swarm.chain import MAX_BARRED, ChainState, CommitList, Merge, merge_weight
+from swarm.chain import MAX_BARRED, ChainState, CommitList
 from swarm.digest import Digest
 from swarm.identity import PeerId
 from swarm.messages import Commit, Contribution, record_digest
@@ -35,7 +35,6 @@ ISOLATION_DEADLINES = 3
 MAX_KEPT_STATES = 3
 MAX_KEPT_COMMITS = 16
 TOLERANCES = {"fp64": 1e-9, "fp32": 1e-4}  # relative, against fp64; AdamW divides small numbers by small ones
-MERGE_TOLERANCE = 1 / 127  # of the largest difference: a branch travels as int8
 MAX_OWN = 8  # contributions of its own that a peer remembers
 
 
@@ -46,7 +45,6 @@ class Known:
     chain: ChainState
     digest: Digest
     listed: frozenset[tuple[PeerId, int]]
-    merges: frozenset[Digest]  # roots of the branches merged on the way
     numbers: Numbers
 
 
@@ -55,9 +53,7 @@ class Laws:
 
     def __init__(self, world: World, genesis: SharedState, digest: Digest) -> None:
         chain = genesis.chain
-        self.known: dict[Digest, Known] = {
-            chain.head: Known(chain, digest, frozenset(), frozenset(), Numbers.of(genesis))
-        }
+        self.known: dict[Digest, Known] = {chain.head: Known(chain, digest, frozenset(), Numbers.of(genesis))}
         self._world = world
         self._tolerance = TOLERANCES[precision_of(world.config)]
         self._round = world.config.round
@@ -65,7 +61,7 @@ class Laws:
         self._quiet_since_s = 0.0
         self._best = _rank(chain)
         self._best_since_s = 0.0
-        self.num_minority = self.num_merges = self.num_barred = 0
+        self.num_minority = self.num_barred = 0
         self._waits: dict[int, tuple[Life, str, float]] = {}
 
     # ---------------------------------------------------------------- states and chains
@@ -99,26 +95,21 @@ class Laws:
         parent = self.known[commit.parent]
         if chain.version != parent.chain.version + 1:
             raise LawBroken("a chain is made of commits", f"version {chain.version} follows {parent.chain.version}")
-        merge = commit.commit.merge
-        listed, merges = parent.listed, parent.merges
-        if merge is not None:
-            listed, merges = self._merged(parent, chain, merge), merges | {merge.root}
-        elif chain.tokens != parent.chain.tokens + commit.commit.tokens:
+        if chain.tokens != parent.chain.tokens + commit.commit.tokens:
             raise LawBroken("tokens are those listed", f"version {chain.version} has {chain.tokens} tokens")
         new = {(entry.author, entry.seq) for entry in commit.commit.entries}
-        if new & listed or len(new) < len(commit.commit.entries):
+        if new & parent.listed or len(new) < len(commit.commit.entries):
             raise LawBroken("listed once", f"version {chain.version} lists a number again")
         for entry in commit.commit.entries:
             self._check_entry(parent.chain, chain, entry)
         self._check_barred(parent.chain, chain, commit)
         self._check_members(parent.chain, chain, commit.commit)
         self.num_minority += commit.commit.minority
-        self.num_merges += merge is not None
         self.num_barred += len(commit.commit.barred)
         state = life.replica.version_of(chain.head).state  # type: ignore[union-attr]
-        self.known[chain.head] = Known(chain, digest, listed | new, merges, Numbers.of(state))
-        due = self._merge_due(parent, merge) if merge is not None else self._step_due(parent, commit.commit)
-        if not due.close_to(self.known[chain.head].numbers, self._tolerance if merge is None else MERGE_TOLERANCE):
+        self.known[chain.head] = Known(chain, digest, parent.listed | new, Numbers.of(state))
+        due = self._step_due(parent, commit.commit)
+        if not due.close_to(self.known[chain.head].numbers, self._tolerance):
             raise LawBroken("a step is as written", f"version {chain.version} is not what its commit says")
 
     def _step_due(self, parent: Known, commit: CommitList) -> Numbers:
@@ -128,30 +119,6 @@ class Laws:
         decoded = [self._world.books.cuts[entry.author][entry.seq].decoded_N for entry in entries]
         taken = [taken_of(one, entry.steps, config) * entry.tokens for one, entry in zip(decoded, entries, strict=True)]
         return parent.numbers.after(config.outer, sum(taken) / total)
-
-    def _merge_due(self, parent: Known, merge: Merge) -> Numbers:
-        """The mean of the two anchors, by the tokens that each side alone lists; the optimizer's state as it was."""
-        left, base = self.known[merge.left].numbers, self.known[merge.base].numbers
-        only_left, only_ours = merge_weight(parent.chain, merge)
-        share = only_left / (only_left + only_ours)
-        mean_N = parent.numbers.anchor_N + share * (left.anchor_N - base.anchor_N)
-        return Numbers(mean_N, parent.numbers.buffers, parent.numbers.scalars)
-
-    def _merged(self, parent: Known, chain: ChainState, merge: Merge) -> frozenset[tuple[PeerId, int]]:
-        """What is listed after a merge: all that either side listed, and its tokens no more than theirs together."""
-        left = self.known.get(merge.left)
-        if left is None:
-            raise LawBroken("a merge is of a branch", f"version {chain.version} merges a head that nobody was at")
-        union = parent.listed | left.listed
-        forgotten = [(author, seq) for author, seq in union if not chain.has_listed(author, seq)]
-        if forgotten:
-            raise LawBroken("listed once", f"version {chain.version} merges and forgets {len(forgotten)} numbers")
-        both = parent.chain.tokens + left.chain.tokens
-        if not parent.chain.tokens < chain.tokens <= both:
-            raise LawBroken(
-                "tokens are those listed", f"version {chain.version} merges to {chain.tokens} of {both} tokens"
-            )
-        return union
 
     def _check_barred(self, parent: ChainState, chain: ChainState, commit: Commit) -> None:
         """A head is barred by a majority of those who stand at its parent, in their own words; and it stays so."""
@@ -174,10 +141,6 @@ class Laws:
             since, left = before.get(peer, (chain.version, 0))
             if (entered, lives) != (since, {0: max(0, left - 1), 1: 3, 2: 0}[said[peer]]):
                 raise LawBroken("dialable is who was dialled", f"version {chain.version}: {entered}, {lives} of {peer}")
-
-    def is_merged(self, old: ChainState, new: ChainState) -> bool:
-        """Whether a branch was merged, or a merge undone, between two heads: a mean of states conserves tokens alone."""
-        return self.known[old.head].merges != self.known[new.head].merges
 
     def forks(self) -> int:
         """Heads beyond the first of their version."""

@@ -28,7 +28,6 @@ from swarm.round.facts import (
     Figures,
     HeadReached,
     Measured,
-    MergePrepared,
     Received,
     Resumed,
     Tick,
@@ -101,7 +100,6 @@ class Life:
     record: StateRecord = field(init=False)  # what it serves
     log: tuple[Commit, ...] = ()
     chains: tuple[ChainState, ...] = ()  # that it can go back to, newest first
-    beside: ChainState | None = None  # of the state that our branch waits to be merged into
     adopting: StateRecord | None = None
     refused: frozenset[Digest] = frozenset()  # states that could not be used
     dialled: tuple[PeerId, ...] = ()
@@ -222,7 +220,7 @@ class Life:
         trainer, orders, peer = self.shop.trainer, self.shop.handoff.orders, self.peer
         now_s = self.world.now_s
         if orders:
-            seconds = APPLY_S if isinstance(orders[0], work.ApplyCommits | work.AdoptState | work.PrepareMerge) else 0.0
+            seconds = APPLY_S if isinstance(orders[0], work.ApplyCommits | work.AdoptState) else 0.0
         elif trainer._must_cut():
             seconds = ENCODE_S * peer.slowness
         elif self.shop.may_step(now_s):
@@ -273,10 +271,6 @@ class Life:
                 self.take(report)
             case work.Moved():
                 self._moved(report)
-            case work.BranchEncoded(merge, beside):
-                self.beside = beside
-                self.pin(merge.root)
-                self.take(MergePrepared(merge))
             case work.MoveFailed(reason):
                 if self.adopting is not None:
                     self.refused |= {record_digest(self.adopting)}
@@ -285,7 +279,7 @@ class Life:
 
     def _moved(self, moved: work.Moved) -> None:
         self.record, self.log, self.chains = moved.record, moved.log, moved.chains
-        self.adopting, self.beside = None, None
+        self.adopting = None
         oldest = moved.record.chain.version - PINNED_VERSIONS
         self._pinned = {root: version for root, version in self._pinned.items() if version >= oldest}
         self.pin()

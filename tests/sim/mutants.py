@@ -31,9 +31,6 @@ import swarm.round.leader as leader_module
 import swarm.round.presence as presence_module
 from peer.replica import Replica
 from swarm.allreduce.ledger import Moved, cut, withdraw
-from swarm.allreduce.merge import after_merge
-from swarm.allreduce.outer import outer_step
-from swarm.allreduce.shared import SharedState
 from swarm.chain import ChainState
 from swarm.round.answers import Answers
 from swarm.round.docket import Waiting
@@ -165,16 +162,6 @@ def _unweighted_mean() -> None:
 
 def _count_many_rounds_in_full() -> None:
     shared_module.contribution_scale = lambda steps, round_steps: 1.0
-
-
-def _merge_through_outer() -> None:
-    def merged(math: Any, state: SharedState, commit: Any, read_blob: Any) -> SharedState:
-        plain = after_merge(math, state, commit, read_blob)
-        difference_N = state.anchor_N - plain.anchor_N
-        new_N, buffers = outer_step(math.outer, state.anchor_N, state.outer.buffers, state.outer.scalars, difference_N)
-        return replace(plain, anchor_N=new_N, outer=replace(state.outer, buffers=buffers))
-
-    replica_module.after_merge = merged
 
 
 # ---------------------------------------------------------------- training
@@ -335,7 +322,6 @@ MUTANTS = (
     Mutant("the mean forgets the tokens", _unweighted_mean),
     Mutant("a contribution of many rounds counts in full", _count_many_rounds_in_full),
     Mutant("a peer trains on beside what waits for a commit", _train_ahead_without_end),
-    Mutant("a merge goes through the outer optimizer", _merge_through_outer),
     Mutant("a cut is announced before it is on disk", _announce_before_write),
     Mutant("a cut is not written at all", _no_write_at_cut),
     Mutant("a restart forgets what was pending", _forget_pending_at_restart),

@@ -36,7 +36,6 @@ class Totals:
     hours: float = 0.0
     minority: int = 0
     forks: int = 0
-    merges: int = 0
     barred: int = 0
     fired: Counter[str] = field(default_factory=Counter)
     planned: Counter[str] = field(default_factory=Counter)
@@ -50,7 +49,6 @@ class Totals:
         self.hours += one.hours
         self.minority += one.minority
         self.forks += one.forks
-        self.merges += one.merges
         self.barred += one.barred
         self.fired += one.fired
         self.planned += one.planned
@@ -102,8 +100,7 @@ def report(totals: Totals, elapsed_s: float, jobs: int) -> str:
         f"in {elapsed_s:.0f} s on {jobs} processes",
         f"{totals.schedules / elapsed_s:.2f} schedules/s, {totals.events / elapsed_s:.0f} events/s, "
         f"{totals.hours / elapsed_s:.4f} simulated hours/s",
-        f"{totals.forks} forks, {totals.merges} merges, {totals.barred} barred heads, "
-        f"{totals.minority} commits without a majority",
+        f"{totals.forks} forks, {totals.barred} barred heads, {totals.minority} commits without a majority",
         "faults that happened: "
         + ", ".join(f"{name} {totals.fired[name]}" for name in sorted(totals.planned | totals.fired)),
         "declared losses in tokens: "

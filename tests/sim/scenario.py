@@ -67,7 +67,6 @@ class Result:
     columns: Counter[str] = field(default_factory=Counter)  # tokens, by declared loss
     minority: int = 0  # commits without a majority
     forks: int = 0  # versions with more than one head
-    merges: int = 0
     barred: int = 0
     transcript: tuple[str, ...] = ()
 
@@ -171,7 +170,7 @@ def _partition(chance: random.Random, peers: int) -> Fault:
     side = tuple(sorted(chance.sample(range(peers), chance.randint(1, max(1, peers // 2)))))
     from_s, to_s = _span(chance)
     if chance.random() < 0.25:
-        to_s = from_s + 90.0  # both sides make several versions of their own: a deep fork, that is merged
+        to_s = from_s + 90.0  # both sides make several versions of their own: a deep fork, of which one side is left
     return kinds.Partition(side, from_s, round(to_s, 3))
 
 
@@ -271,7 +270,7 @@ def play(scenario: Scenario, *, transcript: bool = False) -> Result:
     result.planned = Counter(type(fault).__name__ for fault in scenario.faults)
     result.columns = world.books.columns
     result.minority, result.forks = world.laws.num_minority, world.laws.forks()
-    result.merges, result.barred = world.laws.num_merges, world.laws.num_barred
+    result.barred = world.laws.num_barred
     result.transcript = tuple(world.transcript or ())
     return result
 

@@ -9,8 +9,8 @@ from functools import partial
 from itertools import pairwise
 from typing import TYPE_CHECKING, Any
 
-from peer.handoff import AdoptState, ApplyCommits, PrepareMerge
-from swarm.chain import CommitList, Merge
+from peer.handoff import AdoptState, ApplyCommits
+from swarm.chain import CommitList
 from swarm.digest import Digest
 from swarm.errors import StateError
 from swarm.identity import PeerId
@@ -226,10 +226,10 @@ class Traffic:
                 return True
         return life.has(root)
 
-    def fetch(self, life: Life, contribution: Contribution | Merge, holders: tuple[PeerId, ...]) -> Process:
+    def fetch(self, life: Life, contribution: Contribution, holders: tuple[PeerId, ...]) -> Process:
         root = contribution.root
         life.pin(root)
-        carriers = life.machine.presence.carriers(contribution.author) if isinstance(contribution, Contribution) else ()
+        carriers = life.machine.presence.carriers(contribution.author)
         holders = tuple(dict.fromkeys((*holders, *carriers)))
         got = yield from self._get_blob(life, root, holders, self._world.blob_bytes)
         whole = got and life.shop.checks(contribution, life.shop.store.read(root))
@@ -243,10 +243,8 @@ class Traffic:
         request = CatchUpRequest(
             peers=tuple(dict.fromkeys([*wish.peers, *fresh])),
             chains=life.chains,
-            beside=life.beside if wish.merges else None,
             units=life.record.units,
             whole=wish.whole,
-            gives_up=wish.gives_up,
             refused=life.refused,
         )
         machine = catch_up.catch_up(request, open_sealed, self._world.config.lease)
@@ -269,10 +267,6 @@ class Traffic:
             case catch_up.Adopt(record, keep_progress, _, _):
                 life.adopting = record
                 life.give(AdoptState(record, keep_progress))
-            case catch_up.PrepareMerge(record, _):
-                life.give(PrepareMerge(record))
-            case catch_up.Wait(reason):
-                life.take(CatchUpEnded(reason, waits=True))
             case catch_up.Failed(reason):
                 life.take(CatchUpEnded(line(reason)))
 

@@ -28,9 +28,8 @@ from peer.step import StepResult
 from peer.trainer import Trainer
 from swarm.allreduce.codec import Codec, make_codec, read_contribution
 from swarm.allreduce.layout import build_layout
-from swarm.allreduce.merge import check_merge_blob
 from swarm.allreduce.shared import RunMath, SharedState, check_contribution, genesis_state
-from swarm.chain import Entry, Merge
+from swarm.chain import Entry
 from swarm.config import RunConfig
 from swarm.digest import Digest
 from swarm.errors import RemoteError
@@ -249,19 +248,16 @@ class Workshop:
         with borrowed(now_s):
             return self.trainer.waits_for
 
-    def checks(self, contribution: Contribution | Merge, blob: bytes) -> bool:
+    def checks(self, contribution: Contribution, blob: bytes) -> bool:
         """Whether a blob decodes, as the product checks what it fetched; asked once of each in a world."""
         checked = self._books.checked
         if contribution.root not in checked:
             checked[contribution.root] = self._decodes(contribution, blob)
         return checked[contribution.root]
 
-    def _decodes(self, one: Contribution | Merge, blob: bytes) -> bool:
+    def _decodes(self, one: Contribution, blob: bytes) -> bool:
         try:
-            if isinstance(one, Merge):
-                check_merge_blob(self._math, blob)
-            else:
-                check_contribution(self._math, entry_of(one), blob)
+            check_contribution(self._math, entry_of(one), blob)
         except RemoteError:
             return False
         return True

@@ -2,10 +2,9 @@
 
 from __future__ import annotations
 
-from dataclasses import dataclass, replace
-from typing import Any
+from dataclasses import dataclass
 
-from swarm.chain import ChainState, CommitList, Entry, Merge, apply, genesis, left_behind
+from swarm.chain import ChainState, CommitList, Entry, apply, genesis
 from swarm.digest import ZERO_DIGEST, digest_of
 from swarm.identity import PeerId
 from tests.unit.message_examples import RUN
@@ -34,23 +33,6 @@ class Branch:
             state = apply(state, CommitList(entries, ()), LEASE)
             listed |= {(one.author, one.seq): one.tokens for one in entries}
         return Branch(state, listed)
-
-    def merge_of(self, left: Branch, **changes: Any) -> Merge:
-        """What a peer of `left` would offer to this one."""
-        merge = Merge(
-            left=left.state.head,
-            tokens=left.state.tokens,
-            cursor=left.state.cursor + LEASE * len(left.state.roster),
-            listed=left_behind(left.state, self.state),
-            base=self.state.head,
-            root=digest_of("blob", left.state.head.raw),
-            num_bytes=100,
-        )
-        return replace(merge, **changes)
-
-    def merged(self, left: Branch) -> Branch:
-        commit = CommitList((), self.state.roster, merge=self.merge_of(left))
-        return Branch(apply(self.state, commit, LEASE), self.listed | left.listed)
 
 
 FORK = Branch(START, {}).grow(PEERS, 10, rounds=3)

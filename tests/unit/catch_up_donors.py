@@ -6,10 +6,10 @@ from collections.abc import Callable, Sequence
 from dataclasses import dataclass, field
 from typing import Any
 
-from swarm.chain import ChainState, CommitList, Merge, apply, left_behind
-from swarm.digest import Digest, digest_of
+from swarm.chain import ChainState, apply
+from swarm.digest import Digest
 from swarm.identity import PeerId
-from swarm.messages import Commit, GetLog, GetState, Holders, Log, StateRecord
+from swarm.messages import Commit, GetLog, GetState, Log, StateRecord
 from swarm.round.catch_up import (
     Ask,
     CatchUpRequest,
@@ -95,17 +95,6 @@ def donor_of(chains: Sequence[ChainState], commits: Sequence[Commit], kept: int 
 
 def newest_first(chains: Sequence[ChainState]) -> tuple[ChainState, ...]:
     return tuple(reversed(chains))[:3]
-
-
-def merge_of(own: ChainState, base: ChainState) -> Merge:
-    root = digest_of("merge", own.head.raw, base.head.raw)
-    cursor = own.cursor + LEASE * len(own.roster)
-    return Merge(own.head, own.tokens, cursor, left_behind(own, base), base.head, root, 1000)
-
-
-def merging(chain: ChainState, merge: Merge) -> Commit:
-    holders = Holders((OURS[0].peer_id,))
-    return Commit(0, chain.head, CommitList((), chain.roster, merge=merge), (), (holders,), "a merge")
 
 
 @dataclass

@@ -49,7 +49,7 @@ def test_the_largest_commit_that_a_leader_makes_fits_a_frame() -> None:
     entries = [largest(Entry)] * MAX_ENTRIES
     admitted, barred = [AUTHOR.peer_id.raw] * (MAX_ROSTER - MAX_ENTRIES), [parent] * MAX_BARRED
     holders = [[[AUTHOR.peer_id.raw] * MIN_HOLDERS_NAMED]] * MAX_ENTRIES
-    chosen = [entries, admitted, barred, True, None, bytes(MAX_ROSTER)]
+    chosen = [entries, admitted, barred, True, bytes(MAX_ROSTER)]
     evidence = [bytes(MAX_SEALED_BYTES)] * (MAX_EVIDENCE_BYTES // MAX_SEALED_BYTES)
     commit = [view, parent, chosen, announcements, holders, reason, evidence]
     assert from_value(Commit, commit)

@@ -11,9 +11,9 @@ from typing import Any
 
 import pytest
 
-from swarm.chain import MAX_RECENT, ChainState, apply, head_after, left_tokens
+from swarm.chain import ChainState, apply, left_tokens
 from swarm.digest import Digest
-from swarm.messages import Commit, GetLog, GetState, Log, PeerStatus, record_digest, seal_message
+from swarm.messages import Commit, Contribution, GetLog, GetState, Log, PeerStatus, record_digest, seal_message
 from swarm.round.catch_up import (
     ASKED_FOR_STATE,
     MAX_PAGES,
@@ -22,13 +22,10 @@ from swarm.round.catch_up import (
     Failed,
     FetchBlobs,
     Move,
-    PrepareMerge,
-    Wait,
     Wanted,
 )
 from tests.unit.catch_up_donors import (
     KEYS,
-    OURS,
     THEIRS,
     A,
     B,
@@ -36,13 +33,11 @@ from tests.unit.catch_up_donors import (
     Donor,
     Split,
     donor_of,
-    merge_of,
-    merging,
     newest_first,
     run,
 )
 from tests.unit.message_examples import RUN, example_of, keypair
-from tests.unit.small_swarm import LEASE, START, commit_on, log_of, richer, state_at
+from tests.unit.small_swarm import LEASE, START, commit_on, log_of, open_sealed, richer, state_at
 
 # -------------------------------------------------------------------- the log
 
@@ -115,9 +110,6 @@ LIES: dict[str, Callable[[Sequence[ChainState], tuple[Commit, ...]], object]] = 
     "a list that bars us on nobody's word": lambda chains, commits: Log(
         chains[0].head, (_forged(commits[0], barred=(chains[0].head,)),)
     ),
-    "a merge of a branch that is not there": lambda chains, commits: Log(
-        chains[0].head, (merging(chains[0], merge_of(chains[1], chains[0])),)
-    ),
 }
 
 
@@ -137,24 +129,22 @@ def test_a_log_with_a_blob_longer_than_any_can_be_is_refused() -> None:
     units = state_at(chains[0], []).units
     asked = run(CatchUpRequest((A,), (chains[0],), units=units), {A: donor_of(chains, commits)})
     assert isinstance(asked.outcome, Move)
-    own = apply(chains[0], commits[0].commit, LEASE)
-    grown = commit_on(own, THEIRS, [])
-    left = log_of(1, OURS, [], own)[0][1]
-    merge = merging(apply(own, grown.commit, LEASE), merge_of(left, apply(own, grown.commit, LEASE)))
-    assert merge.commit.merge is not None
-    far = _forged(merge, merge=replace(merge.commit.merge, num_bytes=1 << 40))
-    for last, is_refused in ((merge, False), (far, True)):
-        liar = Donor([own], (), answers={GetLog: Log(own.head, (grown, last))})
-        outcome = run(CatchUpRequest((A,), (own,), units=units), {A: _once(liar)}).outcome
-        assert isinstance(outcome, Failed if is_refused else Move), outcome
+    announced = open_sealed(commits[0].announcements[0])
+    assert isinstance(announced, Contribution)
+    far = replace(announced, num_bytes=1 << 40)
+    sealed = seal_message(next(key for key in THEIRS if key.peer_id == far.author), RUN, far)
+    forged = replace(commits[0], announcements=(sealed, *commits[0].announcements[1:]))
+    liar = Donor(answers={GetLog: Log(chains[0].head, (forged,))})
+    outcome = run(CatchUpRequest((A,), (chains[0],), units=units), {A: _once(liar, chains[0].head)}).outcome
+    assert isinstance(outcome, Failed) and "at most" in outcome.reason
 
 
-def _once(donor: Donor) -> Donor:
-    """Says its log when asked from its first head, and then that there is no more."""
+def _once(donor: Donor, head: Digest) -> Donor:
+    """Says its log when asked from that head, and then that there is no more."""
 
     class Once(Donor):
         def answer(self, message: GetLog | GetState) -> object:
-            is_first = isinstance(message, GetLog) and donor.chains[0].head in message.heads
+            is_first = isinstance(message, GetLog) and head in message.heads
             return donor.answers[GetLog] if is_first else "no more"
 
     return Once()
@@ -240,8 +230,7 @@ def test_nobody_goes_back_to_a_head_that_our_chain_bars() -> None:
         assert isinstance(asked.outcome, Failed) and "barred" in asked.outcome.reason
 
 
-def test_a_barred_branch_is_left_not_merged() -> None:
-    """Nobody would merge it: its peers would only wait."""
+def test_a_barred_branch_is_left() -> None:
     split = Split.after(4, 5)
     barred = replace(split.theirs[-1], barred=(split.ours[-1].head,))
     donor = Donor(state=state_at(barred, []))
@@ -301,88 +290,15 @@ def test_states_of_other_sizes_or_below_ours_are_not_fetched() -> None:
         assert isinstance(asked.outcome, Failed) and asked.fetched == []
 
 
-# -------------------------------------------------------------------- merges
+# -------------------------------------------------------------------- deep branches
 
 
-def test_a_deep_branch_is_prepared_for_a_merge() -> None:
-    split = Split.after(3, 3)
-    donor = split.donor()
-    asked = run(split.request(), {A: donor})
+def test_a_deep_branch_is_left_for_a_snapshot_and_its_loss_is_said() -> None:
+    """Its work goes with it, until it can be replayed from its log by everybody."""
+    split = Split.after(4, 5)
+    asked = run(split.request(), {A: split.donor()})
     # The log reaches the fork, which is not among the heads that we can go back to.
-    assert asked.outcome == PrepareMerge(state_at(split.theirs[-1], []), 2 * 3200)
+    assert asked.outcome == Adopt(state_at(split.theirs[-1], []), True, 2 * 3200, 4 * 2 * 100)
     assert [kind for kind, _ in asked.asked] == ["GetLog", "GetState"]
-
-
-def test_a_branch_waits_until_it_is_merged_and_moves_from_the_state_beside_it() -> None:
-    split = Split.after(4, 5)
-    beside = split.theirs[-1]
-    request = split.request(beside=beside)
-    assert isinstance(run(request, {A: split.donor()}).outcome, Wait), "nothing has happened there"
-    split.go_on()
-    waits = run(request, {A: split.donor()})
-    assert isinstance(waits.outcome, Wait) and waits.fetched == []
-    merge = merge_of(split.ours[-1], beside)
-    split.go_on(merging(split.theirs[-1], merge))
-    split.go_on()
-    asked = run(request, {A: split.donor()})
-    assert isinstance(asked.outcome, Move)
-    assert (asked.outcome.base, asked.outcome.commits) == (beside.head, tuple(split.commits[-3:]))
-    fetch = next(one for one in asked.questions if isinstance(one, FetchBlobs))
-    wanted = next(one for one in fetch.wanted if one.root == merge.root)
-    assert wanted == Wanted(merge.root, (A, OURS[0].peer_id), 1000)
-    assert isinstance(run(replace(request, gives_up=True), {A: split.donor()}).outcome, Move), "it is merged: why leave"
-
-
-def test_a_branch_that_is_not_merged_in_time_is_left_and_its_loss_is_said() -> None:
-    split = Split.after(4, 5)
-    beside = split.theirs[-1]
-    split.go_on()
-    outcome = run(split.request(beside=beside, gives_up=True), {A: split.donor()}).outcome
-    assert outcome == Adopt(state_at(split.theirs[-1], []), True, 2 * 3200, 4 * 2 * 100)
     assert left_tokens(split.ours[-1], split.theirs[-1]) == 4 * 2 * 100
-
-
-def test_a_state_beside_us_that_has_grown_old_is_replaced_before_it_is_too_old_to_merge_into() -> None:
-    split = Split.after(4, 5)
-    beside, outcomes = split.theirs[-1], []
-    for _ in range(MAX_RECENT):
-        split.go_on()
-        outcomes.append(run(split.request(beside=beside), {A: split.donor()}).outcome)
-    waits = [isinstance(one, Wait) for one in outcomes]
-    assert waits == sorted(waits, reverse=True) and 1 <= sum(waits) < MAX_RECENT - 1
-    for age, outcome in enumerate(outcomes, start=1):
-        if not isinstance(outcome, Wait):
-            assert outcome == PrepareMerge(
-                state_at(split.theirs[len(split.theirs) - 1 - MAX_RECENT + age], []), 2 * 3200
-            )
-
-
-def test_another_branch_that_was_merged_first_has_ours_prepared_anew() -> None:
-    split = Split.after(4, 5)
-    beside = split.theirs[-1]
-    third, _ = log_of(3, OURS[:1], [], split.theirs[2], salt=b"third")
-    split.go_on(merging(beside, merge_of(third[-1], beside)))
-    asked = run(split.request(beside=beside), {A: split.donor()})
-    assert asked.outcome == PrepareMerge(state_at(split.theirs[-1], []), 2 * 3200)
-
-
-def test_an_earlier_head_of_a_branch_that_was_merged_later_has_nothing_left_to_merge() -> None:
-    """One of the branch went on alone and was merged: who stayed behind moves with it."""
-    split = Split.after(5, 6)
-    beside = split.theirs[-1]
-    split.go_on(merging(beside, merge_of(split.ours[-1], beside)))
-    behind = CatchUpRequest((A,), newest_first(split.ours[:-1]), beside=beside)
-    outcome = run(behind, {A: split.donor()}).outcome
-    assert isinstance(outcome, Move) and outcome.base == beside.head
-    fresh = run(replace(behind, beside=None), {A: split.donor()}).outcome  # after a restart nothing is beside it
-    assert outcome.commits[-1].commit.merge is not None
-    assert fresh == Adopt(state_at(split.theirs[-1], []), True, 2 * 3200, 0)
-
-
-def test_our_branch_outgrew_theirs_meanwhile() -> None:
-    split = Split.after(3, 3)
-    beside = split.theirs[-1]
-    split.ours += log_of(4, OURS, [], split.ours[-1], salt=b"more")[0][1:]
-    outcome = run(split.request(beside=beside), {A: split.donor()}).outcome
-    assert isinstance(outcome, Failed) and "no better than ours" in outcome.reason
-    assert head_after(split.theirs[-2].head, split.commits[-1].commit) == split.theirs[-1].head
+    assert left_tokens(split.theirs[-1], split.theirs[-1]) == 0

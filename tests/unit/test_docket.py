@@ -141,7 +141,7 @@ def test_bytes_announced_under_a_later_number_are_kept_anew() -> None:
     assert exchange.held_waiting(9, 0) == (again.root,), "for as long as it may be listed"
 
 
-def test_what_was_cut_on_a_longer_branch_is_forgotten_on_the_chain_that_merged_it() -> None:
+def test_what_was_cut_on_a_longer_branch_is_forgotten_on_the_shorter_one_that_won() -> None:
     own = OwnContributions()
     for seq in range(1, 30):
         own.add(replace(made(ME, seq), version=100 + seq), b"sealed")

@@ -118,7 +118,7 @@ def test_a_round_waits_for_those_whose_turn_it_is() -> None:
     waits, reason = choose_list(view_of(START, PEERS[:4], PEERS[:3]), DEADLINES)
     assert waits is None and str(PEERS[3]) in reason
     chosen, reason = choose_list(view_of(START, PEERS[:4], PEERS[:4]), DEADLINES)
-    assert chosen is not None and reason == "all 4 contributions are held"
+    assert chosen is not None and reason == "all are held: 4 contributions"
     assert {one.author for one in chosen.entries} == set(PEERS[:4]) and chosen.admitted == PEERS[4:]
     gone = view_of(START, PEERS[:3], PEERS[:3], awaited=PEERS[:3] + PEERS[4:])
     assert choose_list(gone, DEADLINES)[0] is not None, "who is gone is not waited for"
@@ -158,7 +158,8 @@ def test_a_status_names_all_that_is_held_in_turns() -> None:
     exchange = Exchange(Self(PEERS[0], "me", "cpu", 1), 1.0)
     roots = {digest_of("blob", bytes([number])) for number in range(100)}
     for number, root in enumerate(sorted(roots)):
-        one = Contribution(PEERS[1], 1, number + 1, root, 1, 0, 1, 9, 9, 0, 0, START.head)
+        author = PeerId(digest_of("author", bytes([number])).raw)
+        one = Contribution(author, 1, 1, root, 1, 0, 1, 9, 9, 0, 0, START.head)
         exchange.announced(one, bytes([number]), START)
         exchange.stored(root, 0)
     named = [exchange.held_waiting(64, turn) for turn in range(4)]

@@ -22,7 +22,6 @@ from peer.node_parts import NodeParts
 from peer.reach import Reach
 from peer.routes import Routes
 from swarm.address import Address
-from swarm.chain import Merge
 from swarm.config import RoundConfig, RunConfig
 from swarm.dht.records import Record, prefix_of
 from swarm.digest import blob_digest
@@ -148,7 +147,7 @@ class Peer:
         return Handoff()
 
     @staticmethod
-    def _check(contribution: Contribution | Merge, blob: bytes) -> None:
+    def _check(contribution: Contribution, blob: bytes) -> None:
         if blob == BAD:
             raise MalformedBytes("not a contribution")
 

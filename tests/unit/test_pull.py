@@ -123,7 +123,9 @@ def test_one_honest_holder_is_enough(fault: Callable[[FakePeer], Fault], tmp_pat
     result = pulled(swarm, tmp_path / "out")
     assert_whole(tmp_path / "out")
     liars = {peer.peer_id for peer in swarm.peers[:2]} if fault in (wrong_chunks, wrong_digests) else set()
-    assert set(result.wrong_chunks) == liars
+    asked = {peer.peer_id for peer in swarm.peers if peer.asked.total()}
+    # Who was not asked was not found out; nor was who was so slow that another one's answer came first.
+    assert set(result.wrong_chunks) <= liars & asked and bool(result.wrong_chunks) == bool(liars)
 
 
 def test_a_liar_costs_one_chunk_of_all_files(tmp_path: Path) -> None:

@@ -39,7 +39,6 @@ from swarm.messages import (
     KnownStatus,
     Log,
     ManifestBytes,
-    MergeOffer,
     Peers,
     PeerStatus,
     Refused,
@@ -61,7 +60,6 @@ ONE_WAY = (
     "holding",
     "commit",
     "view",
-    "merge",
     "barred",
     "goodbye",
 )
@@ -195,9 +193,7 @@ def test_each_kind_is_a_request_a_one_way_message_or_refused(server: Server, pur
     heard: list[tuple[Any, Any, bytes]] = []
     server.connect(lambda *what: heard.append(what), list)
     message = example_of(PURPOSES[purpose])
-    signer = (
-        AUTHOR if purpose in ("status", "contribution", "merge") else ASKER
-    )  # what speaks of a peer is signed by it
+    signer = AUTHOR if purpose in ("status", "contribution") else ASKER  # what speaks of a peer is signed by it
     raw = seal_message(signer, RUN, message)
     if purpose in ONE_WAY:
         assert asyncio.run(server.handle(signer.peer_id, raw)) == b""
@@ -216,7 +212,7 @@ def test_nobody_speaks_for_another_but_what_speaks_of_its_author_is_passed_on(se
     for message in (Goodbye("left", 1), GetState(), CutHint(0, blob_digest(b"head"), "now")):
         with pytest.raises(BadSignature, match="passed on"):
             asyncio.run(server.handle(ASKER.peer_id, seal_message(AUTHOR, RUN, message)))
-    for kind in (PeerStatus, Contribution, MergeOffer):
+    for kind in (PeerStatus, Contribution):
         heard.clear()
         asyncio.run(server.handle(ASKER.peer_id, seal_message(AUTHOR, RUN, example_of(kind))))
         assert heard == [(ASKER.peer_id, example_of(kind))]
