@@ -375,6 +375,7 @@ class Node:
             chains=self._chains,
             units=() if self._parts.server.state is None else self._parts.server.state.units,
             whole=wish.whole,
+            digest=self._participant.state_digest,
         )
         try:
             target = await self._catcher.find(request)

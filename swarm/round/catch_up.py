@@ -90,7 +90,8 @@ class CatchUpRequest:
     peers: tuple[PeerId, ...]  # best first
     chains: tuple[ChainState, ...]  # that we can go back to, newest first
     units: tuple[UnitState, ...] = ()  # of our own state; all states of a run have as many, of these lengths
-    whole: bool = False  # take a snapshot in any case, and give our own progress up: our state is wrong
+    whole: bool = False  # take a snapshot in any case, and give our own progress up: our state is wrong, it seems
+    digest: Digest | None = None  # of our own state; where it may be wrong, it is one of those that are compared
     refused: Set[Digest] = frozenset()  # digests of states that could not be used before
 
 
@@ -186,6 +187,12 @@ def _by_snapshot(request: CatchUpRequest) -> CatchUpMachine:
         return Failed("nobody has a state that ranks above ours")
     # Of states that could not be used before, only if there is no other: the fault may have been ours.
     usable = {peer: one for peer, one in usable.items() if record_digest(one) not in request.refused} or usable
+    if request.whole and request.digest is not None:
+        others = {peer: one for peer, one in usable.items() if record_digest(one) != request.digest}
+        votes = Counter(record_digest(one) for one in others.values())
+        if len(usable) - len(others) + 1 > max(votes.values(), default=0):
+            return Failed("most of those who answered have the state that we have")
+        usable = others
     faults = []
     for record, holders in by_votes(usable):
         num_bytes = sum(unit.num_bytes for unit in record.units)

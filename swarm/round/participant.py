@@ -35,6 +35,7 @@ from swarm.messages import (
     RoundOpened,
 )
 from swarm.round import listeners
+from swarm.round.agreement import Agreement
 from swarm.round.choose import Deadlines
 from swarm.round.commits import Seals, committed, open_as
 from swarm.round.exchange import Exchange
@@ -106,6 +107,7 @@ class Participant:
         self._passage = Passage(self._turn, self._exchange, self._out, config, opener)
         seat = Seat(self._turn, self._exchange, self._passage, self._out)
         self._leadership = Leadership(seat, config, self._deadlines, self._own_report)
+        self._agreement = Agreement(self._round.heartbeat_s)
         self._brief: LeaderBrief | None = None
         self._briefs = Briefs()
         self._told = 0  # of those behind us, since our last heartbeat
@@ -308,6 +310,8 @@ class Participant:
             self._out.send(status.peer, HeadBarred(status.head))
         if self.is_leader and status.head == self.chain.head:
             self._answer_heartbeat(status)
+            if status.state_digest != self.state_digest and status.peer in self._turn.electorate:
+                self._compare_states({})
 
     def _take_announcement(self, contribution: Contribution, sealed: bytes) -> None:
         self._out.add(*self._exchange.announced(contribution, sealed, self.chain))
@@ -339,9 +343,26 @@ class Participant:
             return
         self._brief = heard
         self._hear_leader(sender, heard.beat)
-        if heard.state_digest != self.state_digest and not self.syncing and not self._passage.is_moving:
-            self._out.happened(StateDiffered(self.chain.version, self.state_digest, heard.state_digest))
-            self._passage.catch_up((sender,), whole=True, reason="our state differs from the leader's at the same head")
+        if heard.state_digest == self.state_digest:
+            self._agreement.agree(self.chain.head)
+        else:
+            self._compare_states({sender: heard.state_digest})
+
+    def _compare_states(self, told: dict[PeerId, Digest]) -> None:
+        """Somebody at our head has another state: most are right. A leader hears of all its members' states; a member that
+        knows of nobody else's goes by its leader, in the end."""
+        if self.syncing or self._passage.is_moving:
+            return
+        here = {one.peer: one.state_digest for one in self._turn.at_head() if one.peer in self._turn.electorate}
+        others = {**here, **told}
+        other = next((digest for digest in others.values() if digest != self.state_digest), None)
+        if other is None:
+            return
+        if self._agreement.differ(self.chain.head, self._now_s):
+            self._out.happened(StateDiffered(self.chain.version, self.state_digest, other))
+        peers = self._agreement.whom_to_follow(self.state_digest, others, self._now_s, leads=self.is_leader)
+        if peers:
+            self._passage.catch_up(peers, whole=True, reason="our state differs from the others' at the same head")
 
     def _hear_leader(self, leader: PeerId, beat: int) -> None:
         """Our next status says that we heard it; a new leader, who waits for that, is told at once."""

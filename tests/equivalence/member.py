@@ -325,6 +325,7 @@ class Member:
             self.replica.chains,
             units=self.replica.present.record.units,
             whole=wish.whole,
+            digest=self.participant.state_digest,
         )
         try:
             target = self.group.run(self._catcher.find(request))

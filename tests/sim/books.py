@@ -128,7 +128,7 @@ class Books:
     def check(self, life: Life, before: Before | None) -> None:
         """Both identities at a peer, after its trainer did something; `before=None`: it did a step or a cut."""
         account = life.account
-        if before is not None and before.chain is not life.replica.present.state.chain:
+        if before is not None and (before.gives_up or before.chain is not life.replica.present.state.chain):
             account = self._declare(life, before)
         gap_N, left = self._gaps(life, account)
         worst = float(np.abs(gap_N - account.given_up_N).max())
@@ -170,7 +170,8 @@ class Books:
             RECOVERED: -sum(own[seq].contribution.tokens for seq in unknown),
             LEFT_FORK: sum(own[seq].contribution.tokens for seq in lost),
         }
-        account = replace(account.booked(changes), gone=account.gone | set(lost))
+        gone = account.seqs if before.gives_up else set(lost)
+        account = replace(account.booked(changes), gone=account.gone | gone)
         if before.gives_up or twice:
             _, left = self._gaps(life, account)
             missing = left - sum(amount for _, amount in account.columns)

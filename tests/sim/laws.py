@@ -13,6 +13,7 @@ from typing import TYPE_CHECKING
 from swarm.allreduce.shared import SharedState
 from swarm.chain import MAX_BARRED, ChainState, CommitList
 from swarm.digest import Digest
+from swarm.events import StateDiffered
 from swarm.identity import PeerId
 from swarm.messages import Commit, Contribution, record_digest
 from swarm.round.commits import roots_of
@@ -176,7 +177,13 @@ class Laws:
             raise LawBroken("barred heads are left", f"{life.peer.name} goes to a head that is barred")
         if known is None or life.machine.state_digest != known.digest:
             raise LawBroken("one state", f"{life.peer.name} tells a digest that is not its state's")
-        if _rank(after) <= _rank(before) and before.head not in after.barred:
+        if after.head == before.head:
+            told = self._world.of_kind(StateDiffered)
+            if not any(who == life.peer.name and event.version == after.version for _, who, event in told):
+                raise LawBroken(
+                    "versions go on", f"{life.peer.name} takes the state that it has, version {after.version}"
+                )
+        elif _rank(after) <= _rank(before) and before.head not in after.barred:
             raise LawBroken("versions go on", f"{life.peer.name} went from {_rank(before)[:2]} to {_rank(after)[:2]}")
         self._world.say(f"{life.peer.name} reaches version {after.version}")
 

@@ -245,6 +245,7 @@ class Traffic:
             chains=life.chains,
             units=life.record.units,
             whole=wish.whole,
+            digest=life.machine.state_digest,
             refused=life.refused,
         )
         machine = catch_up.catch_up(request, open_sealed, self._world.config.lease)

@@ -302,3 +302,16 @@ def test_a_deep_branch_is_left_for_a_snapshot_and_its_loss_is_said() -> None:
     assert [kind for kind, _ in asked.asked] == ["GetLog", "GetState"]
     assert left_tokens(split.ours[-1], split.theirs[-1]) == 4 * 2 * 100
     assert left_tokens(split.theirs[-1], split.theirs[-1]) == 0
+
+
+def test_whose_state_most_have_takes_no_other_for_a_leader_s_word() -> None:
+    chains, commits = log_of(2, THEIRS, [])
+    right, wrong = state_at(chains[-1], []), state_at(richer(chains[-1], 7), [])
+    request = CatchUpRequest((A, B, C), newest_first(chains), whole=True, digest=record_digest(right))
+    liar, honest = Donor(state=wrong), Donor(state=right)
+    outcome = run(request, {A: liar, B: honest, C: honest}).outcome
+    assert isinstance(outcome, Failed) and "most" in outcome.reason
+    outcome = run(request, {A: liar, B: Donor(), C: Donor()}).outcome
+    assert isinstance(outcome, Adopt) and outcome.record == wrong, "of two alike the one that was named first"
+    outcome = run(replace(request, digest=record_digest(wrong)), {A: liar, B: honest, C: honest}).outcome
+    assert isinstance(outcome, Adopt) and outcome.record == right
