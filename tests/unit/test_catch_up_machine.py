@@ -305,7 +305,7 @@ def test_a_deep_branch_is_left_for_a_snapshot_and_its_loss_is_said() -> None:
 
 
 def test_whose_state_most_have_takes_no_other_for_a_leader_s_word() -> None:
-    chains, commits = log_of(2, THEIRS, [])
+    chains, _ = log_of(2, THEIRS, [])
     right, wrong = state_at(chains[-1], []), state_at(richer(chains[-1], 7), [])
     request = CatchUpRequest((A, B, C), newest_first(chains), whole=True, digest=record_digest(right))
     liar, honest = Donor(state=wrong), Donor(state=right)
