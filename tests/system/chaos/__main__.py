@@ -80,6 +80,9 @@ def main() -> int:
         shutil.rmtree(folder)
     for line in nat_summary([one for one in results if isinstance(one, NatResult)]):
         print(line)
+    for one in results:
+        if not one.held:
+            print(one.line)
     print(f"{minutes:.1f} minutes" + (f", {options.lanes} swarms at a time" if in_matrix else ""))
     print(f"{len(results)} cells, {held} held")
     return 0 if held == len(results) == (len(in_matrix) + len(in_lab)) * options.repeat else 1

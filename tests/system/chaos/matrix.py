@@ -128,9 +128,21 @@ class Matrix:
                 return None
             folder.mkdir(parents=True, exist_ok=True)
             (folder / "failure.txt").write_text(traceback.format_exc())
-            why = f"{(str(error) or type(error).__name__).splitlines()[0]} (see {folder})"
+            why = f"{(str(error) or type(error).__name__).splitlines()[0]}{stalls_in(folder)} (see {folder})"
             self._tell(Result(cell, None, why, time.monotonic() - began_s, os.getloadavg()[0]))
             return self._next(links is not None)
         self._tell(last)
         shutil.rmtree(folder)
         return None
+
+
+def stalls_in(folder: Path) -> str:
+    """What the peers of a swarm say of times in which they themselves did not run: a machine that is too busy, or a cell that
+    stopped them."""
+    said = [
+        f"{log.stem}: {line.partition('peer.node: ')[2]}"
+        for log in sorted(folder.glob("*.err"))
+        for line in log.read_text(errors="replace").splitlines()
+        if "did not run for" in line
+    ]
+    return f"; {'; '.join(said[-3:])}" if said else ""
