@@ -3,8 +3,8 @@ PYTHON ?= python3.11
 VENV   := .venv
 PY     := $(VENV)/bin/python
 STAMP  := $(VENV)/.installed
-# On a terminal pip says what it does; in a pipe the three lines below are enough.
-PIP    := $(PY) -m pip install --disable-pip-version-check $(shell [ -t 2 ] || echo --quiet)
+# On a terminal pip says what it does; in a pipe the three lines below are enough. What it deprecates is no stranger's affair.
+PIP    := PYTHONWARNINGS=ignore $(PY) -m pip install --disable-pip-version-check $(shell [ -t 2 ] || echo --quiet)
 
 .PHONY: help setup demo demo-short test sim scale mutants soak chaos sigstop lint format typecheck clean
 
