@@ -29,7 +29,7 @@ from swarm.data_folder import DATA_ENV
 from swarm.errors import BarnraiseError, ConfigError, StateError
 from swarm.invite import Invite
 from swarm.manifest import Manifest
-from swarm.streams import NOBODY_READS
+from swarm.streams import NOBODY_READS, ending_signals
 
 START_TIMEOUT_S: Final = 120.0  # imports of torch and hivemind by three processes on two slow cores
 COMMIT_TIMEOUT_S: Final = 120.0
@@ -141,7 +141,7 @@ def run_demo(out: Path, *, seconds: int) -> int:
     """Runs the demo for about that long; returns the exit code."""
     console = Console(highlight=False, width=None if sys.stdout.isatty() else 100)
     stage = _Stage(out.resolve(), console)
-    for number in (signal.SIGINT, signal.SIGTERM):  # a shell starts what runs behind it with Ctrl+C ignored
+    for number in ending_signals():  # a shell starts what runs behind it with Ctrl+C ignored
         signal.signal(number, signal.default_int_handler)
     try:
         with _clean_stage(stage):
@@ -149,7 +149,8 @@ def run_demo(out: Path, *, seconds: int) -> int:
         show(console, outcome)
         return 0 if outcome.holds else 1
     except KeyboardInterrupt:
-        console.print("demo stopped; everything it started has ended")
+        with contextlib.suppress(OSError):
+            console.print("demo stopped; everything it started has ended")
         return 130
     except BrokenPipeError:
         raise  # nobody reads any more: told by the exit code alone
@@ -165,12 +166,13 @@ def _clean_stage(stage: _Stage) -> Iterator[None]:
     try:
         yield
     finally:
-        stage.step("")
         processes = [*stage.peers.values(), *([stage.monitor] if stage.monitor else [])]
         for process in processes:  # all at once, so that they say goodbye together
             process.ask_to_leave()
         for process in processes:
             process.stop()
+        with contextlib.suppress(OSError):  # of a terminal that is gone
+            stage.step("")
 
 
 def make_empty(out: Path) -> None:

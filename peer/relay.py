@@ -9,7 +9,6 @@ from __future__ import annotations
 import asyncio
 import contextlib
 import logging
-import signal
 from collections import OrderedDict
 from pathlib import Path
 from typing import Any, Final
@@ -34,6 +33,7 @@ from swarm.invite import Invite
 from swarm.manifest import Manifest
 from swarm.messages import Contribution, Goodbye, KnownStatus, PeerStatus
 from swarm.round.roll import Roll
+from swarm.streams import ending_signals
 
 log = logging.getLogger(__name__)
 
@@ -162,7 +162,7 @@ def run_relay(
 
 async def _run(manifest: Manifest, screen: Screen, home: Home, config: NetworkConfig, max_bytes: int) -> None:
     keypair, stop = home.keypair(), asyncio.Event()
-    for number in (signal.SIGINT, signal.SIGTERM):
+    for number in ending_signals():
         asyncio.get_running_loop().add_signal_handler(number, stop.set)
     async with Network(keypair, manifest.run_id, config) as network:
         store = BlobStore(home.blobs)

@@ -1,4 +1,4 @@
-"""Ctrl+C and SIGTERM: say goodbye, save, exit 0 within five seconds; a second one exits at once.
+"""Ctrl+C, SIGTERM and a closed terminal: say goodbye, save, exit 0 within five seconds; a second one exits at once.
 
 A thread of its own reads which signals came, from a socket that the interpreter's C handler writes to. Nothing is raised in
 the main thread: an exception out of a signal handler can land in a destructor or in a weak reference's callback, where Python
@@ -21,11 +21,12 @@ import threading
 from collections.abc import Iterator
 from typing import TYPE_CHECKING, Final
 
+from swarm.streams import ending_signals
+
 if TYPE_CHECKING:  # they import torch, which takes seconds: a signal must find this file's thread before
     from peer.handoff import Handoff
     from peer.network_thread import NetworkThread
 
-SIGNALS: Final = (signal.SIGINT, signal.SIGTERM)
 GRACE_S: Final = 4.5  # of the five seconds that are promised; the rest is for the process to go
 _CLOSING_S: Final = 3.0  # for the network, when there is nothing to save
 
@@ -38,16 +39,16 @@ class Stopping:
         self._handoff: Handoff | None = None
         self._leaves_unstarted = False
         self._thread: NetworkThread | None = None
-        self._signals: socket.socket | None = None
 
     def install(self) -> None:
         """From now on signals are heard. Main thread only."""
-        self._signals, written = socket.socketpair()
+        heard, written = socket.socketpair()
         written.setblocking(False)
         signal.set_wakeup_fd(written.detach())
-        for number in SIGNALS:
+        numbers = ending_signals()
+        for number in numbers:
             signal.signal(number, lambda *_: None)  # only so that the interpreter tells the socket
-        threading.Thread(target=self._listen, args=(self._signals,), name="stopping", daemon=True).start()
+        threading.Thread(target=self._listen, args=(heard, numbers), name="stopping", daemon=True).start()
 
     def daemon_of(self, thread: NetworkThread) -> None:
         """The network whose daemon must not outlive us."""
@@ -74,13 +75,13 @@ class Stopping:
         if leaves:
             threading.Event().wait()  # the process ends under us
 
-    def _listen(self, signals: socket.socket) -> None:
-        heard = 0
+    def _listen(self, heard: socket.socket, ending: tuple[signal.Signals, ...]) -> None:
+        count = 0
         while True:
-            for number in signals.recv(16):
-                if number in SIGNALS:
-                    heard += 1
-                    threading.Thread(target=self._first if heard == 1 else self._second, daemon=True).start()
+            for number in heard.recv(16):
+                if number in ending:
+                    count += 1
+                    threading.Thread(target=self._first if count == 1 else self._second, daemon=True).start()
 
     def _first(self) -> None:
         if self._thread is None:

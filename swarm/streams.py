@@ -1,4 +1,5 @@
-"""Standard output and error of every command: neither a letter nor a reader that is missing is told with a traceback."""
+"""How every command meets the terminal: neither a letter nor a reader that is missing is told with a traceback, and which
+signals end it."""
 
 from __future__ import annotations
 
@@ -11,6 +12,13 @@ from contextlib import contextmanager, suppress
 from typing import Final
 
 NOBODY_READS: Final = 128 + signal.SIGPIPE  # what a shell shows of any tool that wrote into a pipe without a reader
+
+
+def ending_signals() -> tuple[signal.Signals, ...]:
+    """The signals by which people end a command: Ctrl+C, SIGTERM, and a terminal that is closed, unless it was started to
+    outlive that (`nohup`)."""
+    outlives = signal.getsignal(signal.SIGHUP) == signal.SIG_IGN
+    return (signal.SIGINT, signal.SIGTERM) if outlives else (signal.SIGINT, signal.SIGTERM, signal.SIGHUP)
 
 
 @contextmanager

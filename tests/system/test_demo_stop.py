@@ -18,7 +18,7 @@ from tests.system.swarm_of_processes import GENEROUS_S
 pytestmark = pytest.mark.system
 
 
-@pytest.mark.parametrize("number", [signal.SIGTERM, signal.SIGINT])
+@pytest.mark.parametrize("number", [signal.SIGTERM, signal.SIGINT, signal.SIGHUP])
 def test_a_demo_that_is_stopped_ends_all_that_it_started(tmp_path: Path, number: int) -> None:
     """On SIGTERM its peers went on for ever."""
     out = tmp_path / "demo"

@@ -1,4 +1,4 @@
-"""Ctrl+C and SIGTERM at every stage of a peer's life: exit code 0 within five seconds, saved, said goodbye, nothing left."""
+"""Ctrl+C, SIGTERM and a closed terminal at every stage of a peer's life: exit code 0 within five seconds, saved, said goodbye, nothing left."""
 
 from __future__ import annotations
 
@@ -16,7 +16,7 @@ from tests.system.swarm_of_processes import PeerProcess, SwarmOfProcesses, asser
 
 pytestmark = pytest.mark.system
 PROMISED_S = 5.0
-BOTH = (signal.SIGINT, signal.SIGTERM)
+ALL = (signal.SIGINT, signal.SIGTERM, signal.SIGHUP)
 
 
 @pytest.fixture(scope="module")
@@ -43,7 +43,7 @@ def stops_as_promised(peer: PeerProcess, number: signal.Signals) -> None:
     assert peer.err == ""
 
 
-@pytest.mark.parametrize("number", BOTH)
+@pytest.mark.parametrize("number", ALL)
 def test_while_training(three: SwarmOfProcesses, number: signal.Signals) -> None:
     leaver = three.peer("p3")
     if not leaver.is_running:
@@ -65,7 +65,7 @@ def test_while_training(three: SwarmOfProcesses, number: signal.Signals) -> None
     assert_versions_grow(leaver)
 
 
-@pytest.mark.parametrize("number", BOTH)
+@pytest.mark.parametrize("number", ALL)
 def test_while_it_waits_for_others(alone: SwarmOfProcesses, number: signal.Signals) -> None:
     peer = alone.peer("p1")
     seen = len(peer.events())

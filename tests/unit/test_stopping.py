@@ -8,6 +8,8 @@ import sys
 
 import pytest
 
+from swarm.streams import ending_signals
+
 SCRIPT = """
 import sys, threading, time, weakref
 from peer.stopping import Stopping
@@ -53,7 +55,7 @@ with stopping.starting():
     "place",
     ["in_callbacks", "in_destructors", "under_the_lock_of_new_threads", "in_a_wait", "before_training"],
 )
-@pytest.mark.parametrize("number", [signal.SIGINT, signal.SIGTERM])
+@pytest.mark.parametrize("number", [signal.SIGINT, signal.SIGTERM, signal.SIGHUP])
 def test_a_signal_while_starting(place: str, number: signal.Signals) -> None:
     """An exception out of a signal handler would be dropped in the first two places, and a lock taken twice in the third."""
     child = subprocess.Popen(
@@ -67,3 +69,10 @@ def test_a_signal_while_starting(place: str, number: signal.Signals) -> None:
         child.kill()
     assert (child.returncode, err) == (0, "")
     assert out.split("\n") == ["closed", "sockets removed", ""]
+
+
+def test_what_is_to_outlive_its_terminal_does(monkeypatch: pytest.MonkeyPatch) -> None:
+    """As `nohup` asks for."""
+    assert signal.SIGHUP in ending_signals()
+    monkeypatch.setattr(signal, "getsignal", lambda number: signal.SIG_IGN)
+    assert ending_signals() == (signal.SIGINT, signal.SIGTERM)
