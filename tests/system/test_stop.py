@@ -1,4 +1,4 @@
-"""Ctrl+C, SIGTERM and a closed terminal at every stage of a life: exit code 0 within 5 s, saved, said goodbye, nothing left."""
+"""Ctrl+C, SIGTERM and a closed terminal at every stage of a life: exit code 0 in 5 s, saved, said goodbye, nothing left."""
 
 from __future__ import annotations
 
