@@ -13,7 +13,7 @@ if TYPE_CHECKING:  # the view keeps a line of these figures
     from coordinator.view import PeerSeen, RoundSeen
 
 _ROUNDS: Final = 6  # the last ones that are looked at
-_MOST: Final = 4.0  # times the rate of those rounds: peers train faster than they commit, as exchanges take time
+_MOST: Final = 8.0  # times the rate of those rounds: peers train faster than they commit, as exchanges take time
 
 
 def tokens_per_s(live: Collection[PeerSeen], known: Iterable[RoundSeen]) -> float:

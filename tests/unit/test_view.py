@@ -78,7 +78,7 @@ def test_nobody_invents_tokens_a_second() -> None:
     later = [replace(one, at_s=NOW + 2) for one in honest]
     assert summary_of(*rounds, *honest, *ghosts, *later).throughput[-1] == (NOW + 2, 300.0)
     boaster = seen(PEERS[0], tokens_per_s=1e15)
-    assert summary_of(*rounds, *honest[1:], boaster).tokens_per_s == 800.0, "four times what was committed"
+    assert summary_of(*rounds, *honest[1:], boaster).tokens_per_s == 1600.0, "eight times what was committed"
     invented = [a_round(8, PEERS[4], listed=(PEERS[4],), tokens=1 << 60)]
     assert summary_of(*rounds, *invented, *honest, *ghosts).tokens_per_s == 300.0
 
