@@ -41,7 +41,7 @@ from swarm.events import (
 )
 from swarm.identity import PeerId
 from swarm.messages import Activity, PeerStatus
-from swarm.words import counted
+from swarm.words import counted, so_often
 
 LIVE_S: Final = 4.0  # a peer that we ask every second and that was silent for so long counts as gone: right within 5 s
 LIVE_HEARSAY_S: Final = 15.0  # one that we only hear of through others
@@ -346,10 +346,9 @@ def _news(view: SwarmView, source: PeerId, event: Event) -> str | None:
         case CheckpointSkipped():
             return f"{subject} kept no checkpoint of version {event.version}: {reason}"
         case StateDiffered():
-            return f"{subject} had another state at version {event.version} ({event.own}, others {event.others})"
+            return f"{subject} met another state at version {event.version}: {event.others}, its own {event.own}"
         case PeerMisbehaved():
-            often = "" if event.times == 1 else f", {event.times:,} times"
-            return f"{subject} sent something wrong{often}: {reason}"
+            return f"{subject} sent something wrong{so_often(event.times)}: {reason}"
         case DaemonRestarted():
             return f"{subject} restarted its network daemon: {reason}"
         case StepNotApplied():

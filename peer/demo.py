@@ -340,10 +340,10 @@ def _check_alive(stage: _Stage) -> None:
         code = process.popen.poll()
         if code is not None and code != -signal.SIGKILL:
             raise StateError(f"{name} ended with {code}; see {stage.out / (name + '.log')}")
-    if stage.monitor is not None and stage.monitor.popen.poll() is not None:
-        code = stage.monitor.popen.poll()
-        if code == NOBODY_READS:  # it writes where we do
-            raise BrokenPipeError
+    code = None if stage.monitor is None else stage.monitor.popen.poll()
+    if code == NOBODY_READS:  # it writes where we do
+        raise BrokenPipeError
+    if code is not None:
         raise StateError(f"the monitor ended with {code}; see {stage.out / 'monitor.log'}")
 
 

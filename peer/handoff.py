@@ -4,7 +4,7 @@
     trainer                   --reports->  network thread             `call_soon_threadsafe`; order is kept
 
 Nothing else is shared but the blob store, whose files never change. The trainer calls `next_order` and `report`; the
-network calls `give` and `listen`; a signal handler calls `stop`, which is the one order that overtakes the others.
+network calls `give` and `listen`; the thread of signals calls `stop`, which is the one order that overtakes the others.
 """
 
 from __future__ import annotations
@@ -176,7 +176,7 @@ class Handoff:
         self._orders.put(order)
 
     def stop(self, reason: str) -> None:
-        """Ends the trainer at its next look, before any other order. Safe in a signal handler."""
+        """Ends the trainer at its next look, before any other order. Safe in any thread."""
         if self._stop is None:
             self._stop = Stop(reason)
         self._orders.put(self._stop)  # wakes a trainer that waits

@@ -1,6 +1,6 @@
 """The inner learning rate as a function of the swarm's tokens: the same on every peer, with no state of its own.
 
-After a fork, an undo or a merge the tokens at the head change and the learning rate simply follows them.
+After a fork or an undo the tokens at the head change and the learning rate simply follows them.
 """
 
 from __future__ import annotations

@@ -14,7 +14,7 @@ import threading
 from collections.abc import Callable, Coroutine
 from concurrent.futures import Future, wait
 from concurrent.futures import TimeoutError as FutureTimeout
-from typing import Any, Final, TypeVar
+from typing import Any, TypeVar
 
 from peer.network import Network, NetworkConfig
 from swarm.digest import Digest
@@ -23,7 +23,6 @@ from swarm.identity import Keypair
 
 _Result = TypeVar("_Result")
 OnEnd = Callable[[BaseException | None], None]
-_LOOK_S: Final = 0.1  # a waiting main thread wakes so often, so that a signal is handled at once
 
 
 class NetworkThread:
@@ -111,13 +110,9 @@ class NetworkThread:
 
 
 def _wait(future: Future[_Result], timeout_s: float | None) -> _Result:
-    waited_s = 0.0
-    while True:
-        try:
-            return future.result(_LOOK_S)
-        except FutureTimeout:
-            if future.done():
-                raise
-            waited_s += _LOOK_S
-            if timeout_s is not None and waited_s >= timeout_s:
-                raise TimedOut(f"the network did not answer within {timeout_s:g} s") from None
+    try:
+        return future.result(timeout_s)
+    except FutureTimeout:
+        if future.done():  # the coroutine's own
+            raise
+        raise TimedOut(f"the network did not answer within {timeout_s:g} s") from None

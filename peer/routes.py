@@ -41,9 +41,7 @@ class Routes:
         self._number = first_number
         self._presence: Presence | None = None
         self._unreached_s: OrderedDict[PeerId, float] = OrderedDict()  # when a dial was in vain the last time
-        self._silent_s: OrderedDict[PeerId, float] = (
-            OrderedDict()
-        )  # when a third has not answered a forward the last time
+        self._silent_s: OrderedDict[PeerId, float] = OrderedDict()  # when a third left a forward without an answer
 
     def learn_from(self, presence: Presence) -> None:
         """From now on addresses and third peers are those that were heard of."""

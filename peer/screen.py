@@ -22,7 +22,7 @@ from peer.printing import Printer
 from swarm import events
 from swarm.errors import StateError
 from swarm.events import Event, event_json
-from swarm.words import counted
+from swarm.words import counted, so_often
 
 LAST_LINES_S: Final = 1.0  # that the end waits for a terminal to take the last lines
 
@@ -149,9 +149,9 @@ def describe(event: Event) -> str:
         case events.HeadsBarred(version, heads):
             return f"version {version} takes the place of {counted(len(heads), 'head')} whose contributions nobody could get"
         case events.StateDiffered(version, own, others):
-            return f"our state at version {version} ({own}) differs from the others' ({others}); syncing again"
+            return f"another state at version {version}: ours is {own}, somebody else's {others}"
         case events.PeerMisbehaved(peer, reason, times):
-            return f"refused: {peer} sent something wrong{_so_often(times)}: {reason}"
+            return f"refused: {peer} sent something wrong{so_often(times)}: {reason}"
         case events.PeerJoined(peer, name):
             return f"{name} ({peer}) is here"
         case events.PeerLeft(peer, reason):
@@ -176,7 +176,3 @@ def error_line(error: BaseException) -> None:
     if isinstance(error, OSError) and error.strerror:
         text = f"{error.filename}: {error.strerror}" if error.filename else error.strerror
     print(f"barnraise: {plain(text) or type(error).__name__}", file=sys.stderr, flush=True)
-
-
-def _so_often(times: int) -> str:
-    return "" if times == 1 else f", {times:,} times"

@@ -8,7 +8,8 @@ from __future__ import annotations
 
 import asyncio
 from collections import deque
-from collections.abc import Callable
+from collections.abc import Callable, Iterator
+from contextlib import contextmanager
 from pathlib import Path
 from typing import Any, Final
 
@@ -155,23 +156,29 @@ class Server:
 
     async def handle(self, remote: PeerId, payload: bytes) -> bytes:
         """The answer to one request; raises RemoteError for bytes that cost the sender its stream."""
-        try:
-            return await self._handle(remote, payload)
-        except RemoteError as error:
-            self.on_refused(remote, line(error))
-            raise
-
-    async def _handle(self, remote: PeerId, payload: bytes) -> bytes:
         if self._pacer is not None:
             self._pacer.look()
-        author, message = await open_aside(payload, self._run)
-        page_bytes = _PAGE_BYTES
-        if isinstance(message, Forward) and self._forwarding is not None:
+        with self._told_if_refused(remote):
+            author, message = await open_aside(payload, self._run)
+            if not isinstance(message, Forward) or self._forwarding is None:
+                return await self._take(remote, author, message, payload, _PAGE_BYTES)
             if message.to != self._keypair.peer_id:
                 return await self._pass_on(self._forwarding, remote, author, message, payload)
-            remote, payload = author, message.sealed
-            author, message = await self._forwarding.unwrap(author, message)
-            page_bytes = FORWARDED_PAGE_BYTES
+        # What is inside was signed for us by its author: who passed it on cannot know what it is.
+        with self._told_if_refused(author):
+            inner_author, inner = await self._forwarding.unwrap(author, message)
+            return await self._take(author, inner_author, inner, message.sealed, FORWARDED_PAGE_BYTES)
+
+    @contextmanager
+    def _told_if_refused(self, sender: PeerId) -> Iterator[None]:
+        try:
+            yield
+        except RemoteError as error:
+            self.on_refused(sender, line(error))
+            raise
+
+    async def _take(self, remote: PeerId, author: PeerId, message: Any, payload: bytes, page_bytes: int) -> bytes:
+        """The answer to an opened message of `author` that `remote` sent."""
         if author != remote and not isinstance(message, PeerStatus | Contribution | Commit):
             raise BadSignature(f"{remote} passed on a {type(message).__name__} of {author}")
         if isinstance(message, _ONE_WAY):

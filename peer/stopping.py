@@ -19,7 +19,7 @@ import socket
 import sys
 import threading
 from collections.abc import Iterator
-from typing import TYPE_CHECKING, Final
+from typing import TYPE_CHECKING, Final, NoReturn
 
 from swarm.streams import ending_signals
 
@@ -99,14 +99,13 @@ class Stopping:
         if handoff is not None:
             handoff.stop("asked to stop")
             return
-        if self._thread is not None:
-            self._thread.stop(_CLOSING_S)
+        self._thread.stop(_CLOSING_S)
         self._leave_at_once(0, "stopped before training began")
 
     def _second(self) -> None:
         self._leave_at_once(1, "left at once; the last save stands")
 
-    def _leave_at_once(self, code: int, why: str) -> None:
+    def _leave_at_once(self, code: int, why: str) -> NoReturn:
         # The daemon has a parent-death signal; its socket folder is all that could stay behind.
         if self._thread is not None:
             self._thread.remove_sockets()

@@ -325,7 +325,7 @@ class BlobFetch:
         if holder is not None:
             holder.asked.discard(piece)
             self._asked.get(piece, {}).pop(peer, None)
-            holder.failures = 0
+            holder.failures = holder.refusals = 0
 
     def _verify(self, index: int) -> bool:
         if index in self._verified:

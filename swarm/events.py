@@ -145,7 +145,7 @@ class CheckpointKept:
 
 @dataclass(frozen=True, slots=True)
 class StateDiffered:
-    """At an equal head a peer's state digest differs from the others'; it syncs again."""
+    """At an equal head a peer's state digest differs from somebody else's; most are right, and the others take theirs."""
 
     version: U63
     own: Digest

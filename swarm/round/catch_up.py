@@ -185,11 +185,12 @@ def _by_snapshot(request: CatchUpRequest) -> CatchUpMachine:
     }
     if not usable:
         return Failed("nobody has a state that ranks above ours")
+    digests = {peer: record_digest(one) for peer, one in usable.items()}
     # Of states that could not be used before, only if there is no other: the fault may have been ours.
-    usable = {peer: one for peer, one in usable.items() if record_digest(one) not in request.refused} or usable
+    usable = {peer: one for peer, one in usable.items() if digests[peer] not in request.refused} or usable
     if request.whole and request.digest is not None:
-        others = {peer: one for peer, one in usable.items() if record_digest(one) != request.digest}
-        votes = Counter(record_digest(one) for one in others.values())
+        others = {peer: one for peer, one in usable.items() if digests[peer] != request.digest}
+        votes = Counter(digests[peer] for peer in others)
         if len(usable) - len(others) + 1 > max(votes.values(), default=0):
             return Failed("most of those who answered have the state that we have")
         usable = others

@@ -90,9 +90,6 @@ class Docket:
         """Whether that process has signed two contributions of one number: nobody can follow both."""
         return (peer, incarnation) in self._two_faced
 
-    def _is_of_two_faced(self, contribution: Contribution) -> bool:
-        return self.is_two_faced(contribution.author, contribution.incarnation)
-
     def _compare(self, one: Contribution, other: Contribution) -> None:
         same = (one.author, one.seq, one.incarnation) == (other.author, other.seq, other.incarnation)
         if same and one != other:
@@ -162,8 +159,12 @@ class Docket:
     def waiting(self) -> tuple[Waiting, ...]:
         """All that may be listed, by author and number; nothing of who has signed one number twice."""
         if self._in_order is None:
-            waiting = [one for one in self._waiting.values() if not self._is_of_two_faced(one.contribution)]
-            self._in_order = tuple(sorted(waiting, key=lambda one: (one.contribution.author.raw, one.contribution.seq)))
+            honest = [
+                one
+                for one in self._waiting.values()
+                if not self.is_two_faced(one.contribution.author, one.contribution.incarnation)
+            ]
+            self._in_order = tuple(sorted(honest, key=lambda one: (one.contribution.author.raw, one.contribution.seq)))
         return self._in_order
 
     def prune(self, chain: ChainState) -> None:

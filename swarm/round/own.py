@@ -53,7 +53,7 @@ class OwnContributions:
         """A new head: these are pending now; what no undo can bring back is forgotten."""
         oldest = version - 2 * MAX_AGE_VERSIONS
         young = [seq for seq, own in self._known.items() if own[0].version >= oldest]
-        # A branch that was left may have been longer than the chain it is merged into: all of its numbers look young there.
+        # A branch that was left may have been longer than the chain that won: all of its numbers look young there.
         kept = {*still_pending, *sorted(young)[-OWN_REMEMBERED:]}
         self._known = {seq: own for seq, own in self._known.items() if seq in kept}
         self._pending = tuple(sorted(set(still_pending) & set(self._known)))

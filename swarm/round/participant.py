@@ -314,8 +314,10 @@ class Participant:
                 self._compare_states({})
 
     def _take_announcement(self, contribution: Contribution, sealed: bytes) -> None:
+        docket, process = self._exchange.docket, (contribution.author, contribution.incarnation)
+        was_known = docket.is_two_faced(*process)
         self._out.add(*self._exchange.announced(contribution, sealed, self.chain))
-        if self._exchange.docket.is_two_faced(contribution.author, contribution.incarnation):
+        if docket.is_two_faced(*process) and not was_known:
             reason = f"it has signed two contributions with the number {contribution.seq}"
             self._out.happened(PeerMisbehaved(contribution.author, reason))
 

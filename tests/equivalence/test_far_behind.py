@@ -1,6 +1,6 @@
 """Far behind, with real numbers: two versions undone at once, a snapshot adopted, and 8-bit optimizer state taken up again.
 
-Without a merge nothing may be lost or counted twice: `imbalance` is the distance from that, in fp64 some roundings of 1e-16.
+Nothing may be lost or counted twice: `imbalance` is the distance from that, in fp64 some roundings of 1e-16.
 """
 
 from __future__ import annotations

@@ -348,6 +348,26 @@ def test_who_does_not_hold_it_yet_is_asked_again_beside_one_who_is_silent() -> N
     assert now_s < 4.0, "the dead one was waited for"
 
 
+def test_who_had_to_say_not_yet_and_gives_it_now_is_a_holder_as_any_other() -> None:
+    """Beside another one it may have been asked often; when that one is given up, it is not."""
+    blob, (relay, dead) = BLOBS[4], PEERS[:2]
+    fetch = BlobFetch(blob_digest(blob), (relay, dead))
+    now_s = 0.0
+    while fetch.info is None:
+        for ask in fetch.next_requests(now_s):
+            if ask.to == relay:
+                answer = Refusal("blob is not here") if now_s < 9.0 else BlobInfo(len(blob), leaves_of(blob))
+                fetch.take(ask, answer, now_s)
+        now_s += 0.25
+    while not fetch._holders[dead].dropped:
+        now_s += 5.0
+        for ask in fetch.next_requests(now_s):
+            if ask.to == dead:
+                fetch.take(ask, TimedOut("no answer"), now_s)
+        assert now_s < 200.0
+    assert fetch.failed_reason is None
+
+
 def test_one_that_all_lack_is_given_up_soon() -> None:
     fetch = BlobFetch(blob_digest(BLOBS[3]), PEERS[:2])
     now_s = 0.0

@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import asyncio
+import contextlib
 from dataclasses import replace
 from pathlib import Path
 from typing import Any
@@ -14,7 +15,7 @@ from peer.reach import Reach
 from peer.routes import Routes
 from peer.serve import Server
 from swarm.address import Address
-from swarm.errors import TimedOut, Unreachable
+from swarm.errors import NetworkError, RemoteError, TimedOut, Unreachable
 from swarm.identity import PeerId
 from swarm.messages import (
     MAX_FORWARDED_BYTES,
@@ -209,6 +210,18 @@ def test_a_blob_is_not_asked_of_a_dead_carrier_while_another_one_is_there(tmp_pa
             await routes.request(dead, b"x", timeout_s=0.1)
         assert await routes.within_reach([author]) == [relay.id]
         assert await routes.within_reach([dead]) == [dead], "somebody must be asked"
+
+    run_clean(main())
+
+
+def test_who_passes_something_wrong_on_is_not_blamed_for_it(tmp_path: Path) -> None:
+    async def main() -> None:
+        homes = await Homes.raised(tmp_path)
+        refused: list[PeerId] = []
+        homes.other.server.on_refused = lambda peer, why: refused.append(peer)
+        with contextlib.suppress(NetworkError, RemoteError):  # in whichever way the third is told
+            await homes.forward(b"no message")
+        assert refused == [homes.one.id]
 
     run_clean(main())
 
