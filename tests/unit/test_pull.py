@@ -16,10 +16,13 @@ import trio.testing
 from coordinator.pull import MAX_FILES_AT_ONCE, Pulled, check_files, pull
 from swarm.digest import CHUNK_BYTES, ZERO_DIGEST, blob_digest
 from swarm.errors import ConfigError, MalformedBytes, StateError, Unreachable
+from swarm.holders import MAX_IN_FLIGHT
 from swarm.messages import BlobInfo, CheckpointFile, CheckpointRecord, Chunk, Evaluation, GetBlob, GetChunk
 from tests.unit.fake_swarm import RUN, FakePeer, FakeSwarm, a_digest
 
-WEIGHTS = random.Random(3).randbytes(6 * CHUNK_BYTES + 17)
+WEIGHTS = random.Random(3).randbytes(
+    2 * MAX_IN_FLIGHT * CHUNK_BYTES + 17
+)  # more than two holders are asked for at once
 FILES = {"config.json": b'{"a": 1}', "model-00001-of-00001.safetensors": WEIGHTS, "tokenizer.json": b"{}"}
 
 
@@ -98,13 +101,24 @@ def freezes(peer: FakePeer) -> Fault:
     return answer
 
 
+def takes_a_moment() -> Fault:
+    async def answer(message: Any) -> bytes | None:
+        if isinstance(message, GetChunk):
+            await trio.sleep(0.05)
+        return None
+
+    return answer
+
+
 def test_all_holders_share_the_work_and_the_record_says_what_it_is(tmp_path: Path) -> None:
     swarm = holders(3)
+    for peer in swarm.peers:  # else the first two may have given all before the third has said what it holds
+        peer.fault = takes_a_moment()
     result = pulled(swarm, tmp_path / "out")
     assert_whole(tmp_path / "out")
     assert result.fetched_bytes == result.num_bytes == sum(map(len, FILES.values()))
-    assert sum(peer.asked["GetChunk"] for peer in swarm.peers) == 9, "no chunk is asked for twice"
-    assert all(peer.asked["GetChunk"] for peer in swarm.peers)
+    assert sum(peer.asked["GetChunk"] for peer in swarm.peers) == 2 * MAX_IN_FLIGHT + 3, "no chunk is asked for twice"
+    assert all(peer.asked["GetChunk"] for peer in swarm.peers), [dict(peer.asked) for peer in swarm.peers]
     record = json.loads((tmp_path / "out" / "barnraise-record.json").read_text())
     assert record["version"] == 8 and record["run"] == RUN.hex()
     assert record["evaluation"] == {"heldout_loss": 2.5, "windows": [1, 2, 3]}
