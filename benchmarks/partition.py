@@ -138,6 +138,12 @@ class Side:
         return Side(self.state, copy.deepcopy([peer for peer in self.peers if peer.number in numbers]))
 
 
+def _listing(*entries: Entry) -> CommitList:
+    """A commit of these, after which all five are members still, wherever they are."""
+    authors = {entry.author for entry in entries}
+    return CommitList(tuple(sorted(entries)), tuple(peer for peer in PEERS if peer not in authors))
+
+
 class Experiment:
     """One seed."""
 
@@ -209,7 +215,7 @@ class Experiment:
             theta_N = peer.theta(self.layout)
             peer.ledger, blob = cut(self.math, peer.ledger, side.state, theta_N, peer.seq, work)
             entries.append(self._entry(side, peer, blob, self._setting.tokens))
-        self._move(side, CommitList(tuple(entries), ()))
+        self._move(side, _listing(*entries))
 
     def loss(self, state: SharedState) -> float:
         """Held-out loss of an anchor, nats a byte."""
@@ -239,7 +245,7 @@ class Experiment:
         blob = pack_contribution(self.math.codec, 0, [self.math.codec.encode(one) for one in parts])
         author.seq += 1
         tokens = losers.state.chain.tokens - self.start.state.chain.tokens
-        self._move(side, CommitList((self._entry(side, author, blob, tokens),), ()))
+        self._move(side, _listing(self._entry(side, author, blob, tokens)))
 
     def _entry(self, side: Side, peer: Peer, blob: bytes, tokens: int) -> Entry:
         root = blob_digest(blob)

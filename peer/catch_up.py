@@ -8,7 +8,7 @@ until the next time, so that no save of the trainer removes it before it was use
 from __future__ import annotations
 
 import asyncio
-from collections.abc import Iterable, Mapping, Sequence
+from collections.abc import Callable, Iterable, Mapping, Sequence
 from dataclasses import dataclass, replace
 from typing import Final
 
@@ -18,10 +18,11 @@ from swarm.digest import Digest
 from swarm.errors import NetworkError, RemoteError
 from swarm.identity import PeerId
 from swarm.lease import LeaseSize
-from swarm.messages import GetLog, GetState, StateRecord, record_digest
+from swarm.messages import GetLog, GetState, GetStatus, StateRecord, record_digest
 from swarm.round import catch_up
-from swarm.round.catch_up import Answer, CatchUpMachine, CatchUpRequest, Outcome, Wanted, by_votes
-from swarm.round.commits import OpenSealed
+from swarm.round.catch_up import Answer, CatchUpMachine, CatchUpRequest, Outcome, Wanted
+from swarm.round.commits import Verifier
+from swarm.round.joining import Reports, of_strangers
 
 ASKED_FOR_STATE: Final = catch_up.ASKED_FOR_STATE
 MAX_REFUSED: Final = 64  # states remembered that could not be used
@@ -44,14 +45,18 @@ class Target:
 class CatchUpFailed(NetworkError):
     """Nobody could bring us to the swarm's state now; it is tried again when the need is seen again."""
 
+    def __init__(self, reason: str, is_refused: bool = False) -> None:
+        super().__init__(reason)
+        self.is_refused = is_refused  # what we were led to is not to be followed
+
 
 class Catcher:
     """Finds the way to a better head."""
 
-    def __init__(self, asker: Asker, fetcher: Fetcher, open_sealed: OpenSealed, lease: LeaseSize) -> None:
+    def __init__(self, asker: Asker, fetcher: Fetcher, verifier: Verifier, lease: LeaseSize) -> None:
         self._asker = asker
         self._fetcher = fetcher
-        self._open_sealed = open_sealed
+        self._verifier = verifier
         self._lease = lease
         self._refused: dict[Digest, None] = {}
 
@@ -61,33 +66,37 @@ class Catcher:
         while len(self._refused) > MAX_REFUSED:
             del self._refused[next(iter(self._refused))]
 
-    async def find(self, request: CatchUpRequest) -> Target:
-        """What to do; its blobs are in the store, pinned.
+    async def find(self, request: CatchUpRequest, begins: Callable[[], bool] = lambda: True) -> Target:
+        """What to do; its blobs are in the store, pinned. `begins` is called once the way is clear, before anything is
+        fetched, and says whether it is still wanted.
 
         Raises CatchUpFailed with each peer's reason, StateError when a blob cannot be stored.
         """
         clock = asyncio.get_running_loop().time
         started = clock()
-        machine = catch_up.catch_up(replace(request, refused=frozenset(self._refused)), self._open_sealed, self._lease)
-        outcome = await self._drive(machine)
+        machine = catch_up.catch_up(replace(request, refused=frozenset(self._refused)), self._verifier, self._lease)
+        outcome = await self._drive(machine, begins)
         seconds = clock() - started
         match outcome:
-            case catch_up.Move(base, commits, num_bytes):
-                return Target(ApplyCommits(base, commits, caught_up=True), "log", num_bytes, seconds)
-            case catch_up.Adopt(record, keep_progress, num_bytes, left_tokens):
-                return Target(AdoptState(record, keep_progress), "snapshot", num_bytes, seconds, left_tokens)
-            case catch_up.Failed(reason):
-                raise CatchUpFailed(reason)
+            case catch_up.Move(base, commits, roots, num_bytes):
+                return Target(ApplyCommits(base, commits, roots, caught_up=True), "log", num_bytes, seconds)
+            case catch_up.Adopt(record, root, keep_progress, num_bytes, left_tokens, by_strangers):
+                how = "snapshot, on the word of strangers" if by_strangers else "snapshot"
+                return Target(AdoptState(record, root, keep_progress), how, num_bytes, seconds, left_tokens)
+            case catch_up.Failed(reason, is_refused):
+                raise CatchUpFailed(reason, is_refused)
 
-    async def _drive(self, machine: CatchUpMachine) -> Outcome:
+    async def _drive(self, machine: CatchUpMachine, begins: Callable[[], bool]) -> Outcome:
         answer: Answer = None
         while True:
             # In a thread: every announcement of a log has a signature to be checked.
             question = await asyncio.to_thread(_next, machine, answer)
             match question:
-                case catch_up.Ask(peers, message):
-                    answer = await ask_all(self._asker, peers, message)
+                case catch_up.Ask(peers, message, timeout_s):
+                    answer = await ask_all(self._asker, peers, message, timeout_s or _TIMEOUT_S)
                 case catch_up.FetchBlobs(wanted):
+                    if not begins():
+                        raise CatchUpFailed("this peer has gone on meanwhile", is_refused=True)
                     answer = await self._fetch(wanted)
                 case _:
                     return question
@@ -108,12 +117,14 @@ def _next(machine: CatchUpMachine, answer: Answer) -> catch_up.Question | Outcom
         return outcome
 
 
-async def ask_all(asker: Asker, peers: Iterable[PeerId], message: GetLog | GetState) -> dict[PeerId, object]:
+async def ask_all(
+    asker: Asker, peers: Iterable[PeerId], message: GetLog | GetState | GetStatus, timeout_s: float = _TIMEOUT_S
+) -> dict[PeerId, object]:
     """Each peer's answer, or the reason why there is none."""
 
     async def of(peer: PeerId) -> object:
         try:
-            return await asker.ask(peer, message, timeout_s=_TIMEOUT_S)
+            return await asker.ask(peer, message, timeout_s=timeout_s)
         except (NetworkError, RemoteError) as error:
             return str(error)
 
@@ -128,21 +139,18 @@ async def states_of(asker: Asker, peers: Iterable[PeerId]) -> dict[PeerId, State
     return {peer: one for peer, one in answers.items() if isinstance(one, StateRecord)}
 
 
-async def fetch_best_state(fetcher: Fetcher, reported: Mapping[PeerId, StateRecord]) -> tuple[StateRecord, int]:
-    """The state that most of these peers report, among equals the one that ranks highest, and its bytes; in the store.
-
-    When its blobs cannot be had the next one is tried: who reports a state that is not there keeps nobody from the others.
-    Raises NetworkError with each reason.
-    """
-    faults = []
-    for record, holders in by_votes(reported):
+async def fetch_reported(fetcher: Fetcher, reported: Mapping[PeerId, StateRecord]) -> tuple[StateRecord, int]:
+    """The state that more than half of these peers report, and its bytes; in the store. Raises NetworkError."""
+    found = of_strangers(None, Reports(reported))
+    faults = [found.reason] if found.reason else []
+    for record, holders in found.states:
         try:
             await fetch_all(fetcher, [Wanted(unit.root, holders, unit.num_bytes) for unit in record.units])
         except NetworkError as error:
             faults.append(f"version {record.chain.version}: {error}")
             continue
         return record, sum(unit.num_bytes for unit in record.units)
-    raise NetworkError("; ".join(faults) or "nobody has a state")
+    raise NetworkError("; ".join(faults))
 
 
 async def fetch_all(fetcher: Fetcher, wanted: Sequence[Wanted]) -> None:

@@ -6,7 +6,7 @@ import asyncio
 import contextlib
 from typing import Final
 
-from peer.catch_up import ASKED_FOR_STATE, fetch_best_state, states_of
+from peer.catch_up import ASKED_FOR_STATE, fetch_reported, states_of
 from peer.fetch import Asker, Fetcher
 from peer.network import Network
 from swarm.digest import Digest
@@ -56,7 +56,5 @@ async def fetch_from_known(fetcher: Fetcher, network: Network, root: Digest) -> 
 
 async def fetch_state(asker: Asker, network: Network, fetcher: Fetcher) -> StateRecord:
     """The state that most of those known report, with its blobs in the store."""
-    record, _ = await fetch_best_state(
-        fetcher, await states_of(asker, tuple(network.transport.known)[-ASKED_FOR_STATE:])
-    )
+    record, _ = await fetch_reported(fetcher, await states_of(asker, tuple(network.transport.known)[-ASKED_FOR_STATE:]))
     return record

@@ -21,6 +21,7 @@ from swarm.digest import Digest
 from swarm.identity import PeerId
 from swarm.messages import CheckpointRecord, Commit, StateRecord, TimeSplit
 from swarm.round.facts import CutDone
+from swarm.round.root import Root
 
 
 @dataclass(frozen=True, slots=True)
@@ -43,6 +44,7 @@ class ApplyCommits:
 
     base: Digest
     commits: tuple[Commit, ...]
+    roots: tuple[Root, ...]  # of the heads behind them
     caught_up: bool = False  # it came from another peer's log
 
 
@@ -51,6 +53,7 @@ class AdoptState:
     """Move to a snapshot whose unit blobs are in the store."""
 
     record: StateRecord
+    root: Root  # of its head
     keep_progress: bool
 
 
@@ -91,6 +94,7 @@ class Moved:
 
     record: StateRecord
     chains: tuple[ChainState, ...]  # that it can go back to, newest first
+    roots: tuple[Root, ...]  # of each of them
     log: tuple[Commit, ...]
     still_pending: tuple[int, ...]
     undone: int  # own contributions that are pending again

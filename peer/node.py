@@ -47,6 +47,7 @@ from swarm.round.facts import (
     Happened,
     HeadReached,
     Measured,
+    MoveFailed,
     MoveTo,
     Received,
     RequestCut,
@@ -54,9 +55,11 @@ from swarm.round.facts import (
     Send,
     Tick,
     Unreached,
+    WayFound,
 )
 from swarm.round.own import HELD_VERSIONS
 from swarm.round.participant import Participant
+from swarm.round.root import Root
 from swarm.schema import line
 
 log = logging.getLogger(__name__)
@@ -74,12 +77,12 @@ _MAX_LOSS: Final = 1e6  # that a status can carry
 class Node:
     """Runs until `leave`; afterwards the swarm has been told."""
 
-    def __init__(self, parts: NodeParts, chains: tuple[ChainState, ...]) -> None:
+    def __init__(self, parts: NodeParts, chains: tuple[ChainState, ...], roots: tuple[Root, ...]) -> None:
         self._parts = parts
         self._participant = parts.participant
         self._fetcher = parts.fetcher
-        self._catcher = Catcher(parts.asker, self._fetcher, parts.open_sealed, parts.lease)
-        self._chains = chains  # that the trainer can go back to, newest first
+        self._catcher = Catcher(parts.asker, self._fetcher, parts.verifier, parts.lease)
+        self._chains, self._roots = chains, roots  # that the trainer can go back to, newest first
         self._progress = work.Progress()
         self._checkpoint_version: int | None = max(parts.server.checkpoints, default=None)
         self._sends: Counter[PeerId] = Counter()  # under way, by receiver
@@ -104,7 +107,7 @@ class Node:
         self._losses = LossWatch()
         self._moved_at_s = (0.0, 0.0)  # seconds of sending and receiving blobs at the last head
         self._refusals = Refusals(self._tell)
-        parts.server.connect(self._received, self._known_statuses)
+        parts.server.connect(self._received, self._known_statuses, parts.participant.status)
         parts.server.on_refused = lambda peer, why: self._happened(events.PeerMisbehaved(peer, why))
 
     # ---------------------------------------------------------------- life
@@ -219,7 +222,7 @@ class Node:
                 if self._adopting is not None:
                     self._catcher.refuse(self._adopting)
                     self._adopting = None
-                self.post(CatchUpEnded(reason, is_own=True))
+                self.post(MoveFailed())
             case work.Kept(record):
                 serve(self._parts.store, report)
                 self._parts.server.checkpoints[record.version] = report
@@ -239,7 +242,7 @@ class Node:
     def _moved(self, moved: work.Moved) -> None:
         self._parts.server.state, self._parts.server.log = moved.record, moved.log
         undone = work.undone_commits(self._chains, moved)
-        self._chains = moved.chains
+        self._chains, self._roots = moved.chains, moved.roots
         self._adopting = None
         self._moved_at_s = (self._parts.network.up_s, self._parts.network.down_s)
         oldest = (
@@ -260,7 +263,7 @@ class Node:
             roster = moved.record.chain.roster
             self._parts.server.note_round(moved.log[-1], sum(map(moved.record.chain.is_dialable, roster)))
         self._measure()
-        self.post(HeadReached(moved.record.chain, record_digest(moved.record), moved.still_pending))
+        self.post(HeadReached(moved.record.chain, record_digest(moved.record), moved.roots[0], moved.still_pending))
 
     def _measure(self) -> None:
         """New figures from the trainer's last report and the network's counters."""
@@ -304,9 +307,9 @@ class Node:
                 self._parts.handoff.give(work.CutNow(reason))
             case Fetch(contribution, holders):
                 self._spawn(self._fetch(contribution, holders))
-            case MoveTo(commit):
+            case MoveTo(commit, root):
                 fault_point.reached("commit-accepted")
-                self._parts.handoff.give(work.ApplyCommits(commit.parent, (commit,)))
+                self._parts.handoff.give(work.ApplyCommits(commit.parent, (commit,), (root,)))
             case CatchUp():
                 self._spawn(self._catch_up(effect))
             case Happened(event):
@@ -370,18 +373,30 @@ class Node:
 
     async def _catch_up(self, wish: CatchUp) -> None:
         log.info("catching up: %s", wish.reason)
+        head = self._chains[0].head
+
+        def begins() -> bool:
+            self.post(WayFound(head))
+            return self._participant.is_moving_on
+
         request = CatchUpRequest(
+            me=self._participant.me.peer,
             peers=self._participant.presence.to_ask(wish.peers, awake_or_asleep_s()),
             chains=self._chains,
+            roots=self._roots,
+            stands=self._participant.turn.stands(),
+            views=self._participant.turn.acceptable_views,
+            is_among_strangers=self._participant.turn.is_among_strangers,
+            introducers=self._parts.introducers,
             units=() if self._parts.server.state is None else self._parts.server.state.units,
             whole=wish.whole,
             digest=self._participant.state_digest,
         )
         try:
-            target = await self._catcher.find(request)
+            target = await self._catcher.find(request, begins)
         except (NetworkError, RemoteError, StateError) as error:
             log.info("catching up failed: %s", error)
-            self.post(CatchUpEnded(line(error)))
+            self.post(CatchUpEnded(line(error), is_refused=getattr(error, "is_refused", False)))
             return
         if target.left_tokens:
             me = self._participant.me.peer

@@ -14,9 +14,10 @@ from peer.reach import Reach
 from peer.routes import Routes
 from peer.serve import Server
 from swarm.events import Event
+from swarm.identity import PeerId
 from swarm.lease import LeaseSize
 from swarm.messages import Contribution
-from swarm.round.commits import OpenSealed
+from swarm.round.commits import Verifier
 from swarm.round.participant import Participant
 
 CheckBlob = Callable[[Contribution, bytes], None]
@@ -38,6 +39,7 @@ class NodeParts:
     handoff: Handoff
     book: AddressBook
     check_blob: CheckBlob
-    open_sealed: OpenSealed
+    verifier: Verifier
     record_event: Callable[[float, Event], None]
     lease: LeaseSize
+    introducers: frozenset[PeerId] = frozenset()  # who invited us, if we are new

@@ -39,6 +39,7 @@ from swarm.identity import PeerId
 from swarm.lease import Lease, LeaseQueue, leases
 from swarm.messages import Commit, Contribution, StateRecord, open_as, record_digest
 from swarm.round.commits import roots_of
+from swarm.round.root import Root, root_at
 
 KEPT_STATES: Final = 3  # the present version and the two that an undo may go back to
 KEPT_LOG_BYTES: Final = 16 << 30  # of contributions; at 8 bits, 8 members of a 1.4 B model fill 11 GiB a commit
@@ -63,6 +64,7 @@ class Version:
 
     state: SharedState
     record: StateRecord
+    root: Root
 
     @property
     def digest(self) -> Digest:
@@ -108,6 +110,11 @@ class Replica:
         return tuple(version.state.chain for version in reversed(self._versions))
 
     @property
+    def roots(self) -> tuple[Root, ...]:
+        """The root of each of them."""
+        return tuple(version.root for version in reversed(self._versions))
+
+    @property
     def pending(self) -> tuple[int, ...]:
         return tuple(sorted(self._ledger.pending))
 
@@ -128,7 +135,7 @@ class Replica:
 
     def begin(self, state: SharedState) -> None:
         """Starts without a past, from version 0 or from a snapshot."""
-        self._versions = [self._versioned(state)]
+        self._versions = [self._versioned(state, root_at(state.chain))]
         self._ledger = joined(self.author, state)
         self.next_seq = max(self.next_seq, state.chain.highest_seq(self.author) + 1)
         self.work = Work(since_version=state.chain.version)
@@ -136,12 +143,12 @@ class Replica:
 
     def begin_from(self, record: StateRecord) -> None:
         """Starts without a past from a snapshot whose blobs are in the store. Raises MalformedBytes or StateError."""
-        self.begin(self._version_on_disk(record).state)
+        self.begin(self._version_on_disk(record, root_at(record.chain)).state)
 
     def restore(self, saved: SavedState) -> Tensor:
         """Takes a saved generation up again; returns theta. Raises StateError or MalformedBytes, changing nothing."""
         self._check_run(saved)
-        versions = [self._version_on_disk(record) for record in saved.states]
+        versions = [self._version_on_disk(*one) for one in zip(saved.states, saved.roots, strict=True)]
         return self._take_up(saved, versions, self._private_on_disk(saved, versions[-1]))
 
     def salvage(self, saved: SavedState) -> tuple[Tensor, str]:
@@ -152,10 +159,10 @@ class Replica:
         Raises StateError or MalformedBytes when the present version itself is damaged; then nothing has changed.
         """
         self._check_run(saved)
-        versions = [self._version_on_disk(saved.states[-1])]
+        versions = [self._version_on_disk(saved.states[-1], saved.roots[-1])]
         with suppress(StateError, RemoteError):
-            for record in reversed(saved.states[:-1]):
-                versions.insert(0, self._version_on_disk(record))
+            for one in reversed(tuple(zip(saved.states[:-1], saved.roots[:-1], strict=True))):
+                versions.insert(0, self._version_on_disk(*one))
         try:
             return self._take_up(saved, versions, self._private_on_disk(saved, versions[-1])), ""
         except (StateError, RemoteError) as error:
@@ -169,9 +176,9 @@ class Replica:
         if saved.run != self.run:
             raise StateError(f"it belongs to run {saved.run}, not {self.run}")
 
-    def _version_on_disk(self, record: StateRecord) -> Version:
+    def _version_on_disk(self, record: StateRecord, root: Root) -> Version:
         blobs = [self.store.read(unit.root, check=True) for unit in record.units]
-        return Version(from_snapshot(self.math, record, blobs), record)
+        return Version(from_snapshot(self.math, record, blobs), record, root)
 
     def _private_on_disk(self, saved: SavedState, present: Version) -> _Private:
         theta_N = present.state.anchor_N if saved.theta is None else self._vector(saved.theta)
@@ -250,25 +257,25 @@ class Replica:
         """The signed announcement of a cut."""
         self.contributions[contribution.seq] = (contribution, sealed)
 
-    def apply(self, base: Digest, commits: Sequence[Commit], theta_N: Tensor) -> Moved:
-        """HEAD: from `base`, the present head or one we can go back to, through `commits`. Raises StateError for an
-        unknown base, InvalidList or MalformedBytes for a commit that cannot be applied; then nothing has changed."""
+    def apply(self, base: Digest, commits: Sequence[Commit], roots: Sequence[Root], theta_N: Tensor) -> Moved:
+        """HEAD: from `base`, the present head or one we can go back to, through `commits`; `roots` belong to the heads behind
+        them. Raises StateError for an unknown base, InvalidList or MalformedBytes for a commit that cannot be applied; then
+        nothing has changed."""
         found = self.version_of(base)
         if found is None:
             raise StateError(f"head {base} is not among the last {KEPT_STATES} versions")
         kept = self._versions[: self._versions.index(found) + 1]
-        for commit in commits:
-            kept.append(
-                self._versioned(after_commit(self.math, kept[-1].state, commit.commit, self.store.open_checked))
-            )
+        for commit, root in zip(commits, roots, strict=True):
+            state = after_commit(self.math, kept[-1].state, commit.commit, self.store.open_checked)
+            kept.append(self._versioned(state, root))
         log = (*self._log_until(base), *commits)
         return self._move(kept[-KEPT_STATES:], log[-KEPT_COMMITS:], theta_N, found.state.chain)
 
-    def adopt(self, record: StateRecord, theta_N: Tensor, *, keep_progress: bool) -> Moved:
+    def adopt(self, record: StateRecord, root: Root, theta_N: Tensor, *, keep_progress: bool) -> Moved:
         """HEAD to a snapshot whose blobs are in the store. `keep_progress=False`: our own state was wrong, so the work on
         top of it is given up too."""
         blobs = [self.store.read(unit.root, check=True) for unit in record.units]
-        version = Version(from_snapshot(self.math, record, blobs), record)
+        version = Version(from_snapshot(self.math, record, blobs), record, root)
         if keep_progress:
             return self._move([version], (), theta_N)
         # From the new state to itself: measured from the old one, what was wrong with it would count as our progress.
@@ -342,6 +349,7 @@ class Replica:
             next_seq=self.next_seq,
             view=self.view,
             states=tuple(version.record for version in self._versions),
+            roots=tuple(version.root for version in self._versions),
             log=self.log,
             theta=None if _same_bits(theta_N, self.present.state.anchor_N) else self._on_disk(theta_N),
             residual=self._on_disk(ledger.residual_N),
@@ -397,11 +405,11 @@ class Replica:
         needed = saved.blobs()
         self._digests = {key: known for key, known in self._digests.items() if known[1] in needed}
 
-    def _versioned(self, state: SharedState) -> Version:
+    def _versioned(self, state: SharedState, root: Root) -> Version:
         record, blobs = snapshot(self.math, state)
         for blob in blobs:
             self.store.put(blob)
-        return Version(state, record)
+        return Version(state, record, root)
 
     def _vector(self, root: Digest) -> Tensor:
         vector_N = vector_from(self.store.read(root, check=True), self.math.dtype)

@@ -19,6 +19,7 @@ from swarm.digest import Digest
 from swarm.errors import LocalError, MalformedBytes, RemoteError, StateError
 from swarm.messages import Commit, Sealed, StateRecord
 from swarm.round.commits import roots_of
+from swarm.round.root import Root
 from swarm.schema import U32, U63, MaxLen, Range, from_value, to_value
 
 KEPT_GENERATIONS: Final = 2
@@ -56,6 +57,7 @@ class SavedState:
     next_seq: U63
     view: U63
     states: Annotated[tuple[StateRecord, ...], MaxLen(8)]  # the last versions, the present one last
+    roots: Annotated[tuple[Root, ...], MaxLen(8)]  # of each of them
     log: Annotated[tuple[Commit, ...], MaxLen(64)]
     theta: Digest | None  # None: the anchor of the present version
     residual: Digest

@@ -46,6 +46,7 @@ from swarm.messages import (
     GetManifest,
     GetPeers,
     GetState,
+    GetStatus,
     Goodbye,
     HeadBarred,
     Holding,
@@ -144,10 +145,12 @@ class Server:
         self._old: tuple[tuple[Commit, ...], frozenset[Digest]] = ((), frozenset())  # a log, and what is old of it
         self._one_way: OneWay = lambda *_: None
         self._statuses: Statuses = list
+        self._status: Callable[[], PeerStatus] | None = None
 
-    def connect(self, one_way: OneWay, statuses: Statuses) -> None:
-        """From now on one-way messages go to `one_way`, and GetPeers is answered from `statuses` (our own first)."""
-        self._one_way, self._statuses = one_way, statuses
+    def connect(self, one_way: OneWay, statuses: Statuses, status: Callable[[], PeerStatus] | None = None) -> None:
+        """From now on one-way messages go to `one_way`, GetPeers is answered from `statuses` (our own first), and GetStatus
+        from `status`."""
+        self._one_way, self._statuses, self._status = one_way, statuses, status
 
     def note_round(self, commit: Commit, num_holders: int) -> None:
         """A round has ended with that commit; a newcomer may fetch its blobs from so many."""
@@ -211,6 +214,8 @@ class Server:
                 return await self._chunk(remote, root, index)
             case GetPeers(offset):
                 return self._peers(offset, page_bytes)
+            case GetStatus():
+                return Refused("it has just begun") if self._status is None else self._status()
             case GetManifest():
                 return ManifestBytes(self._manifest)
             case GetLog(heads):

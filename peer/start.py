@@ -60,6 +60,7 @@ from peer.step import InnerTrainer, Precision, choose_micro_batch
 from peer.stopping import Stopping
 from peer.tokenizer_file import TokenizerFile, byte_tokenizer_file, trained_tokenizer_file
 from peer.trainer import Trainer
+from swarm.address import parse_address
 from swarm.allreduce.codec import make_codec
 from swarm.allreduce.probe import run_probe
 from swarm.allreduce.shared import RunMath, check_contribution
@@ -72,6 +73,7 @@ from swarm.identity import Keypair
 from swarm.messages import Contribution, record_digest, seal_message
 from swarm.pace import Upload
 from swarm.round.commits import Seals
+from swarm.round.facts import HeadReached
 from swarm.round.own import Self, beat_of
 from swarm.round.participant import Participant
 from swarm.schema import MAX_NAME_BYTES, line
@@ -309,7 +311,8 @@ class Peer:
 
         seals = Seals.of(asker.keypair, entrance.run)
         present = replica.present
-        participant = Participant(me, config, present.state.chain, record_digest(present.record), seals, replica.view)
+        start = HeadReached(present.state.chain, record_digest(present.record), present.root)
+        participant = Participant(me, config, start, seals, replica.view)
         for seq in replica.pending:
             participant.restore(*replica.contributions[seq])
 
@@ -328,11 +331,12 @@ class Peer:
             handoff=self._handoff,
             book=book,
             check_blob=check_blob,
-            open_sealed=seals.open_sealed,
+            verifier=seals.verifier,
             record_event=self._screen.record,
             lease=config.lease,
+            introducers=frozenset(parse_address(one).peer for one in entrance.bootstrap if entrance.is_new),
         )
-        return Node(parts, replica.chains)
+        return Node(parts, replica.chains, replica.roots)
 
     # ---------------------------------------------------------------- at work
 

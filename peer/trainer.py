@@ -149,11 +149,13 @@ class Trainer:
                 self._cut_hinted = not self._replica.pending
             case SetView(view):
                 self._replica.view = view
-            case ApplyCommits(base, commits, caught_up):
-                self._move(lambda theta_N: self._replica.apply(base, commits, theta_N), caught_up)
-            case AdoptState(record, keep):
+            case ApplyCommits(base, commits, roots, caught_up):
+                self._move(lambda theta_N: self._replica.apply(base, commits, roots, theta_N), caught_up)
+            case AdoptState(record, root, keep):
                 self._move(
-                    lambda theta_N: self._replica.adopt(record, theta_N, keep_progress=keep), True, gives_up=not keep
+                    lambda theta_N: self._replica.adopt(record, root, theta_N, keep_progress=keep),
+                    True,
+                    gives_up=not keep,
                 )
             case Stop():
                 raise LocalError("a stop is handled by `turn`")
@@ -287,6 +289,7 @@ class Trainer:
             Moved(
                 record=self._replica.present.record,
                 chains=self._replica.chains,
+                roots=self._replica.roots,
                 log=self._replica.log,
                 still_pending=self._replica.pending,
                 undone=len(moved.undone),

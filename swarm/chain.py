@@ -18,7 +18,7 @@ from swarm import wire
 from swarm.digest import Digest, digest_of
 from swarm.errors import RemoteError
 from swarm.identity import PeerId
-from swarm.schema import U32, U63, MaxLen, to_value
+from swarm.schema import U32, U63, MaxLen, Range, to_value
 
 MAX_ROSTER: Final = 4096  # members of one run; a list of all of them stays under a frame
 MAX_ENTRIES: Final = 1024  # contributions of one commit
@@ -32,6 +32,11 @@ MAX_AGE_VERSIONS: Final = 2  # a contribution may be listed so many versions aft
 DIALABLE_COMMITS: Final = 3  # a member counts as dialable from the commit that attests it to the second one after it
 ATTESTED: Final = 1  # in `CommitList.dialable`: another member has dialled it lately
 UNSEATED: Final = 2  # it was silent when it was its turn to lead
+VOTING_COMMITS: Final = (
+    3  # a member has a vote in the commit that lists it and the next two; in a large group for two turns
+)
+MIN_ADMITTED: Final = 4  # newcomers that one commit may admit, or as many as there are voters
+MAX_DEPARTED: Final = 256  # peers that left the roster whose work may still be listed; those who left last
 
 
 class InvalidList(RemoteError):
@@ -73,6 +78,14 @@ class ListedNumbers:
         return ListedNumbers(self.author, seq, (*self.holes, *skipped)[-MAX_HOLES:], more)
 
 
+@dataclass(frozen=True, order=True, slots=True)
+class Departed:
+    """Who left the roster lately, and for how many commits more its contributions may be listed."""
+
+    peer: PeerId
+    commits: Annotated[int, Range(1, MAX_AGE_VERSIONS)]
+
+
 @dataclass(frozen=True, slots=True)
 class CommitList:
     """What one commit binds: contributions in the order they are summed, and who is admitted to the roster."""
@@ -80,7 +93,7 @@ class CommitList:
     entries: Annotated[tuple[Entry, ...], MaxLen(MAX_ENTRIES)]  # sorted by (author, seq)
     admitted: Annotated[tuple[PeerId, ...], MaxLen(MAX_ROSTER)]  # sorted, no authors of entries
     barred: Annotated[tuple[Digest, ...], MaxLen(MAX_BARRED)] = ()  # heads that rank below everything
-    minority: bool = False  # issued without a majority of the roster
+    minority: bool = False  # issued without a majority of the voters
     dialable: Annotated[bytes, MaxLen(MAX_ROSTER)] = b""  # ATTESTED, UNSEATED or 0 for each of `roster`; empty: all 0
 
     @property
@@ -110,28 +123,50 @@ class ChainState:
         tuple[U63, ...], MaxLen(MAX_ROSTER)
     ] = ()  # for each of the roster: the version since which it is
     dialable: Annotated[bytes, MaxLen(MAX_ROSTER)] = b""  # for each of the roster: commits for which it counts as such
+    voting: Annotated[bytes, MaxLen(MAX_ROSTER)] = b""  # for each of the roster: commits for which it has a vote
+    departed: Annotated[tuple[Departed, ...], MaxLen(MAX_DEPARTED)] = ()  # sorted; none of the roster
 
     def __post_init__(self) -> None:
-        if not len(self.roster) == len(self.entered) == len(self.dialable):
+        if not len(self.roster) == len(self.entered) == len(self.dialable) == len(self.voting):
             raise ValueError(
-                f"a roster of {len(self.roster)} with {len(self.entered)} versions and {len(self.dialable)} dialable bytes"
+                f"a roster of {len(self.roster)} with {len(self.entered)} versions, {len(self.dialable)} dialable bytes"
+                f" and {len(self.voting)} voting bytes"
             )
 
     @property
+    def voters(self) -> tuple[PeerId, ...]:
+        """Members whose work was listed lately, sorted: they alone lead, and count in a majority."""
+        return tuple(peer for peer, lives in zip(self.roster, self.voting, strict=True) if lives)
+
+    @property
     def order(self) -> tuple[PeerId, ...]:
-        """Whose turn it is to lead, view by view: the dialable members, then the others, each sorted."""
-        members = tuple(zip(self.roster, self.dialable, strict=True))
-        return (*(peer for peer, lives in members if lives), *(peer for peer, lives in members if not lives))
+        """Whose turn it is to lead, view by view: the dialable voters, then the other voters, each sorted."""
+        members = tuple(zip(self.roster, self.dialable, self.voting, strict=True))
+        first = (peer for peer, can_be_dialled, votes in members if votes and can_be_dialled)
+        return (*first, *(peer for peer, can_be_dialled, votes in members if votes and not can_be_dialled))
 
     def is_dialable(self, peer: PeerId) -> bool:
         """Whether a member was dialled by another one lately, as far as the chain knows."""
-        place = bisect_left(self.roster, peer)
-        return place < len(self.roster) and self.roster[place] == peer and self.dialable[place] > 0
+        place = self._place_of(peer)
+        return place is not None and self.dialable[place] > 0
 
     def entered_at(self, peer: PeerId) -> int:
         """The version at which a member entered the roster; of others this one."""
+        place = self._place_of(peer)
+        return self.version if place is None else self.entered[place]
+
+    def may_author(self, peer: PeerId) -> bool:
+        """Whether a commit on this head may list that peer's work: it is on one of the last MAX_AGE_VERSIONS + 1 rosters.
+        At genesis there is none, and whoever is there begins."""
+        if not self.roster or self._place_of(peer) is not None:
+            return True
+        place = bisect_left(self.departed, peer, key=lambda one: one.peer)
+        return place < len(self.departed) and self.departed[place].peer == peer
+
+    def _place_of(self, peer: PeerId) -> int | None:
+        """Where a member stands in the roster."""
         place = bisect_left(self.roster, peer)
-        return self.entered[place] if place < len(self.roster) and self.roster[place] == peer else self.version
+        return place if place < len(self.roster) and self.roster[place] == peer else None
 
     @property
     def key(self) -> tuple[int, int, bytes]:
@@ -190,6 +225,7 @@ def check_list(state: ChainState, commit: CommitList) -> None:
     authors = {entry.author for entry in commit.entries}
     if list(commit.admitted) != sorted(set(commit.admitted) - authors, key=lambda peer: peer.raw):
         raise InvalidList("admitted peers are not sorted, or one is there twice or an author too")
+    _check_members(state, commit, authors)
     if commit.dialable and (
         len(commit.dialable) != len(authors) + len(commit.admitted)
         or not any(commit.dialable)
@@ -197,6 +233,28 @@ def check_list(state: ChainState, commit: CommitList) -> None:
     ):
         raise InvalidList("who is dialable is not said of each member of the next roster, or of none")
     _check_size(state, commit, authors)
+
+
+def _check_members(state: ChainState, commit: CommitList, authors: set[PeerId]) -> None:
+    """Work is listed of members alone, and few are admitted at once. Where no voter was found for long, whoever is left
+    begins anew: a commit that lists none of the voters, and that nothing proves."""
+    voters = set(state.voters)
+    if not state.roster or (commit.minority and not authors & voters):
+        return
+    stranger = next((peer for peer in sorted(authors) if not state.may_author(peer)), None)
+    if stranger is not None:
+        raise InvalidList(f"{stranger} is no member, and was none in the last {MAX_AGE_VERSIONS} versions")
+    stay = voters & (authors | set(commit.admitted))
+    if not commit.minority and not is_majority(len(stay), len(voters)):
+        raise InvalidList(f"{len(stay)} of {len(voters)} voters stay on the roster, which is no majority")
+    newcomers = len(set(commit.admitted) - set(state.roster))
+    if newcomers > max_admitted(len(voters)):
+        raise InvalidList(f"{newcomers} newcomers are admitted, at most {max_admitted(len(voters))} are allowed")
+
+
+def max_admitted(num_voters: int) -> int:
+    """How many newcomers one commit may admit."""
+    return max(MIN_ADMITTED, num_voters)
 
 
 def _check_size(state: ChainState, commit: CommitList, authors: set[PeerId]) -> None:
@@ -244,9 +302,16 @@ def apply(state: ChainState, commit: CommitList, lease_windows: int) -> ChainSta
 
 
 def _members_after(state: ChainState, commit: CommitList, roster: tuple[PeerId, ...]) -> dict[str, Any]:
-    """What the chain remembers of each member: since when it is one, and for how many commits it counts as dialable."""
+    """What the chain remembers of each member: since when it is one, and for how many commits it counts as dialable and has
+    a vote; and of who left the roster."""
     entered = dict(zip(state.roster, state.entered, strict=True))
     lives = dict(zip(state.roster, state.dialable, strict=True))
+    votes = dict(zip(state.roster, state.voting, strict=True))
+    authors = {entry.author for entry in commit.entries}
+    on_it = set(roster)
+    left = {one.peer: one.commits - 1 for one in state.departed} | dict.fromkeys(state.roster, MAX_AGE_VERSIONS)
+    left = {peer: commits for peer, commits in left.items() if commits and peer not in on_it}
+    latest = sorted(left, key=lambda peer: (-left[peer], peer.raw))[:MAX_DEPARTED]
 
     def lives_of(peer: PeerId, said: int) -> int:
         if said == ATTESTED:
@@ -257,6 +322,8 @@ def _members_after(state: ChainState, commit: CommitList, roster: tuple[PeerId, 
     return {
         "entered": tuple(entered.get(peer, state.version + 1) for peer in roster),
         "dialable": bytes(map(lives_of, roster, said)),
+        "voting": bytes(VOTING_COMMITS if peer in authors else max(0, votes.get(peer, 0) - 1) for peer in roster),
+        "departed": tuple(Departed(peer, left[peer]) for peer in sorted(latest)),
     }
 
 

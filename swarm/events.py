@@ -113,7 +113,7 @@ class CaughtUp:
 
     peer: PeerId
     version: U63
-    how: Name  # "log" or "snapshot"
+    how: Name  # "log" or "snapshot"; and whether strangers vouched for it
     num_bytes: U63
     seconds: float
 

@@ -8,7 +8,8 @@ empty answer; a request is answered by one reply, or by `Refused` with a reason.
     member -> member      Contribution
     anyone -> who stands at a barred head             HeadBarred
     anyone -> who is connected to the receiver        Forward, around a message that goes no other way
-    anyone -> a peer      GetPeers, GetManifest, GetBlob, GetChunk, GetLog, GetState, GetCheckpoint, GetEvents
+    anyone -> a peer      GetPeers, GetManifest, GetBlob, GetChunk, GetLog, GetState,
+                           GetStatus, GetCheckpoint, GetEvents
 """
 
 from __future__ import annotations
@@ -34,6 +35,7 @@ from swarm.status import Loss, Rate, SealedContribution
 from swarm.status import PeerStatus as PeerStatus
 from swarm.status import Sealed as Sealed
 from swarm.status import TimeSplit as TimeSplit
+from swarm.votes import Stand, Vote, Votes, issue_to_sign, to_sign
 
 MAX_LEAVES: Final = 30_000  # chunk digests in one frame: a blob of 29 GiB
 MAX_PEERS_PAGE: Final = 64
@@ -74,6 +76,7 @@ class LeaderBrief:
     state_digest: Digest
     reason: Line
     beat: U63  # of its last heartbeat: the member's next status names it
+    is_alone: bool = False  # it hears no majority: it can commit only after the isolation time
 
 
 @dataclass(frozen=True, slots=True)
@@ -121,6 +124,8 @@ class Commit:
     holders: Annotated[tuple[Holders, ...], MaxLen(MAX_ENTRIES)]
     reason: Line
     evidence: Annotated[tuple[Sealed, ...], MaxLen(MAX_ROSTER)] = ()  # statuses that report the barred heads lost
+    votes: Votes | None = None  # for `parent`; None where nobody voted
+    issued: Vote = b""  # its leader's signature of its view and the head it leads to, for who finds it in a log
 
 
 @dataclass(frozen=True, slots=True)
@@ -244,6 +249,11 @@ class Log:
 
 
 @dataclass(frozen=True, slots=True)
+class GetStatus:
+    """Asks a peer where it stands: its answer is its status."""
+
+
+@dataclass(frozen=True, slots=True)
 class GetState:
     """Asks for the newest whole state."""
 
@@ -346,6 +356,7 @@ PURPOSES: Final[dict[str, type[Any]]] = {
     "chunk": Chunk,
     "get-log": GetLog,
     "log": Log,
+    "get-status": GetStatus,
     "get-state": GetState,
     "state": StateRecord,
     "get-checkpoint": GetCheckpoint,
@@ -368,6 +379,34 @@ def open_message(raw: bytes, *, run: Digest | None) -> tuple[PeerId, Any]:
     """
     envelope = open_envelope(raw, run=run)
     return envelope.author, message_of(envelope)
+
+
+def sign_vote(keypair: Keypair, run: Digest, stand: Stand) -> bytes:
+    """This peer's vote for where it stands."""
+    return keypair.sign(to_sign(run, stand))
+
+
+def is_vote(run: Digest, peer: PeerId, vote: bytes, stand: Stand) -> bool:
+    """Whether these bytes are that peer's vote for where it stands."""
+    try:
+        peer.verify(vote, to_sign(run, stand))
+    except BadSignature:
+        return False
+    return True
+
+
+def sign_issue(keypair: Keypair, run: Digest, view: int, head: Digest) -> bytes:
+    """This leader's signature of a commit of its own."""
+    return keypair.sign(issue_to_sign(run, view, head))
+
+
+def is_issue(run: Digest, leader: PeerId, signature: bytes, view: int, head: Digest) -> bool:
+    """Whether that leader issued, in that view, the commit that leads to this head."""
+    try:
+        leader.verify(signature, issue_to_sign(run, view, head))
+    except BadSignature:
+        return False
+    return True
 
 
 def message_of(envelope: Envelope) -> Any:

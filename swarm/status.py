@@ -10,11 +10,12 @@ from swarm.address import MAX_ADDRESS_BYTES
 from swarm.digest import Digest
 from swarm.identity import PeerId
 from swarm.schema import U32, U63, MaxLen, Name, Range
+from swarm.votes import Vote
 
 MAX_ADDRESSES: Final = 8  # of one peer
 MAX_SEALED_BYTES: Final = 4096  # a sealed status or contribution inside another message
 MAX_PENDING_BYTES: Final = 384  # a sealed contribution: all its fields have a size of their own
-MAX_WAITS_BYTES: Final = 200  # what a peer waits for, in words
+MAX_WAITS_BYTES: Final = 160  # what a peer waits for, in words
 HOLDING_NAMED: Final = 32  # blobs that a status names, of those that wait for a commit
 MAX_LOST: Final = 4  # heads that a status says are out of reach
 MAX_DIALLED: Final = 8  # peers that a status says its author has dialled
@@ -91,3 +92,4 @@ class PeerStatus:
     lost: Annotated[tuple[Digest, ...], MaxLen(MAX_LOST)] = ()  # heads whose blobs nobody gave it
     dialled: Annotated[tuple[PeerId, ...], MaxLen(MAX_DIALLED)] = ()  # who answered a fresh dial of its own lately
     answer: Answer | None = None
+    vote: Vote = b""  # for (version, head, state digest); see `swarm/votes.py`

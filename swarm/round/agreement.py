@@ -11,7 +11,12 @@ from collections.abc import Mapping
 from typing import Final
 
 from swarm.digest import Digest
+from swarm.events import StateDiffered
 from swarm.identity import PeerId
+from swarm.round.outbox import Outbox
+from swarm.round.passage import Passage
+from swarm.round.turn import Turn
+from swarm.votes import Stand
 
 PATIENCE_BEATS: Final = 2  # heartbeats in which a leader that is wrong hears of it, before its members move
 MAX_REST_S: Final = 120.0  # between two tries to come to the others' state
@@ -64,3 +69,33 @@ class Agreement:
         self._tries += 1
         self._due_s = now_s + min(MAX_REST_S, self._first_s * 2**self._tries)
         return tuple(sorted(peer for peer, digest in others.items() if digest == best))
+
+
+class States:
+    """What others at our head have as their state, and what follows from it."""
+
+    def __init__(self, turn: Turn, out: Outbox, heartbeat_s: float) -> None:
+        self._turn = turn
+        self._out = out
+        self._agreement = Agreement(heartbeat_s)
+
+    def agree(self, head: Digest) -> None:
+        """At this head our leader has the state that we have."""
+        self._agreement.agree(head)
+
+    def compare(self, stand: Stand, told: dict[PeerId, Digest], passage: Passage) -> None:
+        """Somebody at our head has another state: most are right. A leader hears of all its members' states; a member that
+        knows of nobody else's goes by its leader, in the end."""
+        if passage.is_searching or passage.is_moving or passage.is_syncing:
+            return
+        turn = self._turn
+        here = {one.peer: one.state_digest for one in turn.at_head() if one.peer in turn.voters}
+        others = {**here, **told}
+        other = next((digest for digest in others.values() if digest != stand.state_digest), None)
+        if other is None:
+            return
+        if self._agreement.differ(stand.head, turn.now_s):
+            self._out.happened(StateDiffered(stand.version, stand.state_digest, other))
+        peers = self._agreement.whom_to_follow(stand.state_digest, others, turn.now_s, leads=turn.is_ours)
+        if peers:
+            passage.catch_up(peers, whole=True, reason="our state differs from the others' at the same head")

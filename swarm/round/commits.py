@@ -5,6 +5,7 @@ from __future__ import annotations
 
 from collections.abc import Callable
 from dataclasses import dataclass
+from functools import partial
 from typing import TypeVar
 
 from swarm import chain as chains
@@ -13,9 +14,20 @@ from swarm.digest import Digest
 from swarm.errors import RemoteError
 from swarm.events import MAX_LEFT_OUT_NAMED, MAX_LISTED_NAMED, RoundCommitted
 from swarm.identity import Keypair, PeerId
-from swarm.messages import Commit, Contribution, PeerStatus, open_message, seal_message
-from swarm.round.docket import may_be_listed, tokens_due
+from swarm.messages import (
+    Commit,
+    Contribution,
+    PeerStatus,
+    is_issue,
+    is_vote,
+    open_message,
+    seal_message,
+    sign_issue,
+    sign_vote,
+)
+from swarm.round.docket import may_be_listed, weights
 from swarm.round.facts import HeadReached
+from swarm.votes import IsVote, Stand, check_votes
 
 _Kind = TypeVar("_Kind")
 
@@ -33,15 +45,28 @@ class Listed:
 
 
 @dataclass(frozen=True, slots=True)
+class Verifier:
+    """What others have signed, opened and checked."""
+
+    open_sealed: OpenSealed
+    is_vote: IsVote
+    is_issue: Callable[[PeerId, bytes, int, Digest], bool]
+
+
+@dataclass(frozen=True, slots=True)
 class Seals:
     """Signing and verifying as pure functions: the same message has the same signature."""
 
-    open_sealed: OpenSealed
+    verifier: Verifier
     seal: Callable[[object], bytes]
+    vote: Callable[[Stand], bytes]
+    issue: Callable[[int, Digest], bytes]
 
     @classmethod
     def of(cls, keypair: Keypair, run: Digest) -> Seals:
-        return cls(lambda raw: open_message(raw, run=run)[1], lambda message: seal_message(keypair, run, message))
+        verifier = Verifier(lambda raw: open_message(raw, run=run)[1], partial(is_vote, run), partial(is_issue, run))
+        seal, vote, issue = (partial(one, keypair, run) for one in (seal_message, sign_vote, sign_issue))
+        return cls(verifier, seal, vote, issue)
 
 
 def open_as(kind: type[_Kind], raw: bytes, open_sealed: OpenSealed) -> _Kind:
@@ -52,20 +77,24 @@ def open_as(kind: type[_Kind], raw: bytes, open_sealed: OpenSealed) -> _Kind:
     return message
 
 
-def check_commit(chain: ChainState, commit: Commit, open_sealed: OpenSealed, lease_tokens: int) -> tuple[Listed, ...]:
+def check_commit(chain: ChainState, commit: Commit, verifier: Verifier, lease_tokens: int) -> tuple[Listed, ...]:
     """The contributions that a commit on `chain` lists, in its order; raises RemoteError naming the rule that it breaks."""
+    open_sealed = verifier.open_sealed
     if commit.parent != chain.head:
         raise RemoteError(f"its parent {commit.parent} is not {chain.head}")
     chains.check_list(chain, commit.commit)
+    _check_votes(chain, commit, verifier.is_vote)
     _check_evidence(chain, commit, open_sealed)
     entries = commit.commit.entries
     if not len(entries) == len(commit.announcements) == len(commit.holders):
         raise RemoteError("entries, announcements and holders of a commit are not as many")
+    announced = [open_as(Contribution, sealed, open_sealed) for sealed in commit.announcements]
+    due = weights(announced, chain, lease_tokens)
+    for entry, contribution, tokens in zip(entries, announced, due, strict=True):
+        _check_entry(entry, contribution, tokens, chain)
     return tuple(
-        Listed(
-            _announced(entry, open_as(Contribution, sealed, open_sealed), chain, lease_tokens), sealed, holders.peers
-        )
-        for entry, sealed, holders in zip(entries, commit.announcements, commit.holders, strict=True)
+        Listed(contribution, sealed, holders.peers)
+        for contribution, sealed, holders in zip(announced, commit.announcements, commit.holders, strict=True)
     )
 
 
@@ -74,8 +103,16 @@ def roots_of(commit: CommitList) -> tuple[Digest, ...]:
     return tuple(entry.root for entry in commit.entries)
 
 
+def _check_votes(chain: ChainState, commit: Commit, is_vote: IsVote) -> None:
+    """A commit has a majority of the voters behind its parent, in their own words, or says that it has not. At genesis nobody
+    has a vote."""
+    voted, voters = check_votes(chain, commit.votes, is_vote), chain.voters
+    if voters and not commit.commit.minority and not is_majority(len(voted), len(voters)):
+        raise RemoteError(f"{len(voted)} of {len(voters)} voters are behind its parent, which is no majority")
+
+
 def _check_evidence(chain: ChainState, commit: Commit, open_sealed: OpenSealed) -> None:
-    """A head is barred by a majority alone: of the roster, each in its own words, at the parent. Whoever stands at a barred
+    """A head is barred by a majority alone: of the voters, each in its own words, at the parent. Whoever stands at a barred
     head leaves it although it ranks higher, so one peer's word must not do."""
     for head in commit.commit.barred:
         witnesses = set()
@@ -83,7 +120,7 @@ def _check_evidence(chain: ChainState, commit: Commit, open_sealed: OpenSealed) 
             status = open_as(PeerStatus, sealed, open_sealed)
             if status.head == chain.head and head in status.lost:
                 witnesses.add(status.peer)
-        if not is_majority(len(witnesses & set(chain.roster)), len(chain.roster)):
+        if not is_majority(len(witnesses & set(chain.voters)), len(chain.voters)):
             raise RemoteError(f"head {head} is barred by {len(witnesses)} peers, which is no majority")
 
 
@@ -110,16 +147,14 @@ def committed(commit: Commit, old: ChainState, reached: HeadReached, duration_s:
     )
 
 
-def _announced(entry: Entry, contribution: Contribution, chain: ChainState, lease_tokens: int) -> Contribution:
+def _check_entry(entry: Entry, contribution: Contribution, due: int, chain: ChainState) -> None:
     said = (contribution.author, contribution.seq, contribution.incarnation, contribution.root, contribution.steps)
     units = (contribution.first_unit, contribution.end_unit)
     if said != (entry.author, entry.seq, entry.incarnation, entry.root, entry.steps):
         raise RemoteError(f"the entry of {entry.author} is not what it announced")
     if units != (entry.first_unit, entry.end_unit):
         raise RemoteError(f"the entry of {entry.author} has other units than it announced")
-    due = tokens_due(contribution, chain, lease_tokens)
     if entry.tokens != due:
         raise RemoteError(f"the entry of {entry.author} weighs {entry.tokens} tokens where {due} are due")
     if not may_be_listed(contribution, chain):
         raise RemoteError(f"number {entry.seq} of {entry.author} may not be listed at version {chain.version + 1}")
-    return contribution

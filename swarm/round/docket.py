@@ -3,7 +3,7 @@
 from __future__ import annotations
 
 from collections import Counter
-from collections.abc import Iterable, Iterator
+from collections.abc import Iterable, Iterator, Sequence
 from dataclasses import dataclass, field
 from typing import Final
 
@@ -15,6 +15,7 @@ from swarm.round.roll import MAX_HEARD
 
 MAX_WAITING: Final = 2048  # contributions on the docket; more come only from peers who break the rules
 MAX_OPEN: Final = 3  # of one author: one that waits, and what an undo of two commits brings back
+NEW_VERSIONS: Final = 3  # heads for which a member's work weighs no more than that of most others
 MAX_TWO_FACED: Final = 256  # processes remembered that have signed one number twice; the newest
 
 
@@ -182,6 +183,18 @@ def tokens_due(contribution: Contribution, chain: ChainState, lease_tokens: int)
     since = max(contribution.since_version, chain.entered_at(contribution.author))
     rounds = min(MAX_AGE_VERSIONS + 1, max(1, chain.version - since + 1))
     return min(contribution.tokens, rounds * lease_tokens)
+
+
+def weights(contributions: Sequence[Contribution], chain: ChainState, lease_tokens: int) -> tuple[int, ...]:
+    """What each weighs in one commit on `chain`: what is due, but of who has been a member for less than NEW_VERSIONS no more
+    than the middle one (of an even number the lower) of the others' contributions."""
+    due = [tokens_due(one, chain, lease_tokens) for one in contributions]
+    are_new = [chain.version - chain.entered_at(one.author) < NEW_VERSIONS for one in contributions]
+    others = sorted(tokens for tokens, is_new in zip(due, are_new, strict=True) if not is_new)
+    if not others:
+        return tuple(due)
+    middle = others[(len(others) - 1) // 2]
+    return tuple(min(tokens, middle) if is_new else tokens for tokens, is_new in zip(due, are_new, strict=True))
 
 
 def may_be_listed(contribution: Contribution, chain: ChainState) -> bool:

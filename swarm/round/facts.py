@@ -14,6 +14,7 @@ from swarm.digest import Digest
 from swarm.events import Event
 from swarm.identity import PeerId
 from swarm.messages import Commit, Contribution, TimeSplit
+from swarm.round.root import Root
 
 
 @dataclass(frozen=True, slots=True)
@@ -93,19 +94,32 @@ class BlobFailed:
 
 @dataclass(frozen=True, slots=True)
 class HeadReached:
-    """The trainer holds the state of this head, on disk, with this state digest."""
+    """The trainer holds the state of this head, on disk, with this state digest and root. A participant begins with one."""
 
     chain: ChainState
     state_digest: Digest
+    root: Root
     still_pending: tuple[int, ...] = ()  # own numbers that this head does not list
 
 
 @dataclass(frozen=True, slots=True)
+class WayFound:
+    """The way from this head of ours to a better one is clear: what is needed for it is being fetched."""
+
+    head: Digest
+
+
+@dataclass(frozen=True, slots=True)
 class CatchUpEnded:
-    """Catching up ended without a new head; the reason says why."""
+    """No way to a better head was found, or what it needs could not be had; the reason says why."""
 
     reason: str
-    is_own: bool = False  # the fault is ours, the disk's say: nobody else is to be doubted for it
+    is_refused: bool = False  # what we were led to is not to be followed; it may well be there
+
+
+@dataclass(frozen=True, slots=True)
+class MoveFailed:
+    """The trainer could not move to the next head, for a fault of this peer's own, its disk's say."""
 
 
 @dataclass(frozen=True, slots=True)
@@ -113,7 +127,20 @@ class Tick:
     """Time has passed."""
 
 
-Fact = Received | Resumed | Unreached | Measured | CutDone | BlobStored | BlobFailed | HeadReached | CatchUpEnded | Tick
+Fact = (
+    Received
+    | Resumed
+    | Unreached
+    | Measured
+    | CutDone
+    | BlobStored
+    | BlobFailed
+    | HeadReached
+    | WayFound
+    | CatchUpEnded
+    | MoveFailed
+    | Tick
+)
 
 
 @dataclass(frozen=True, slots=True)
@@ -145,11 +172,13 @@ class MoveTo:
     """Have the trainer apply this commit on the present head; all its blobs are here. Ends in HeadReached."""
 
     commit: Commit
+    root: Root  # of the head behind it
 
 
 @dataclass(frozen=True, slots=True)
 class CatchUp:
-    """Come to the state of one of these peers, by the log or a snapshot; ends in HeadReached or CatchUpEnded."""
+    """Look for the way to the state of one of these peers, by the log or a snapshot, while the round goes on; once there is
+    one (WayFound), go it. Ends in HeadReached, CatchUpEnded or MoveFailed."""
 
     peers: tuple[PeerId, ...]
     whole: bool  # take a snapshot even where the log would do: our state differs

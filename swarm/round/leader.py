@@ -7,19 +7,21 @@ from __future__ import annotations
 
 import math
 from collections.abc import Callable, Iterable, Iterator
-from dataclasses import dataclass, field
+from dataclasses import dataclass, field, replace
 from typing import Final
 
-from swarm.chain import ChainState, CommitList
+from swarm.chain import ChainState, CommitList, head_after
 from swarm.digest import Digest
 from swarm.identity import PeerId
 from swarm.messages import HOLDING_NAMED, Activity, Commit, CutHint, Holders, LeaderBrief, PeerStatus, RoundOpened
-from swarm.round.choose import Deadlines, LostHead, RoundView, choose_hint, choose_list, witnesses
+from swarm.round.ballot import Ballot
+from swarm.round.choose import Deadlines, LostHead, RoundView, are_held, choose_hint, choose_list, witnesses
 from swarm.round.docket import Docket, Waiting
 from swarm.round.looks import PROMPT_PEERS
 from swarm.round.roll import Heard
 from swarm.round.turn import Turn
 from swarm.schema import line
+from swarm.votes import Votes, gather
 
 OPENING_HEARTBEATS: Final = 3  # without a roster a leader waits so long for others who start at the same time
 
@@ -39,6 +41,8 @@ class Leading:
     hinted_s: float | None = None
     issued: Commit | None = None
     reason: str = "the round has just begun"
+    is_alone: bool = False  # no majority has answered
+    voters_took_s: float | None = None  # from the hint until all that is due was held
     has_skipped: bool = False
     asked: tuple[PeerId, ...] | None = None  # in a group larger than a list: who is to cut
     passed_over: frozenset[PeerId] = frozenset()  # who was asked in vain
@@ -52,11 +56,14 @@ class Leading:
         self.hinted_s, self.asked = now_s, round_view.turns
         return CutHint(self.view, self.head, reason)
 
-    def commit(self, round_view: RoundView, deadlines: Deadlines, docket: Docket) -> Commit | None:
+    def commit(self, round_view: RoundView, deadlines: Deadlines, docket: Docket, ballot: Ballot) -> Commit | None:
         """The commit to issue now, at most once; otherwise `reason` says what is missing."""
         if self.issued is not None:
             return None
-        chosen, self.reason = choose_list(round_view, deadlines)
+        if self.voters_took_s is None and are_held(round_view):
+            self.voters_took_s = round_view.since_hint_s
+        self.is_alone = not round_view.is_followed
+        chosen, self.reason = choose_list(replace(round_view, voters_took_s=self.voters_took_s), deadlines)
         if chosen is None:
             return None
         listed = [docket.get(entry.root) for entry in chosen.entries]
@@ -68,6 +75,8 @@ class Leading:
             holders=tuple(_holders(one.holders, place, len(listed)) for place, one in enumerate(listed) if one),
             reason=self.reason,
             evidence=_evidence(chosen, round_view),
+            votes=_votes(round_view),
+            issued=ballot.issue(self.view, head_after(self.head, chosen)),
         )
         return self.issued
 
@@ -153,9 +162,16 @@ def _holders(peers: Iterable[PeerId], place: int, num_entries: int) -> Holders:
     return Holders(tuple(inside[:most]))
 
 
+def _votes(round_view: RoundView) -> Votes | None:
+    """The votes for the head that a commit follows."""
+    chain = round_view.chain
+    num_needed = len(round_view.voters) // 2 + 1
+    return gather(chain, round_view.state_digest, round_view.votes, num_needed) if round_view.votes else None
+
+
 def _evidence(chosen: CommitList, round_view: RoundView) -> tuple[bytes, ...]:
     """The statuses that say that the barred heads are lost."""
-    said = [witnesses(lost, round_view.chain.roster) for lost in round_view.lost if lost.head in chosen.barred]
+    said = [witnesses(lost, round_view.chain.voters) for lost in round_view.lost if lost.head in chosen.barred]
     return tuple(dict.fromkeys(sealed for one in said for sealed in one))
 
 
@@ -172,7 +188,10 @@ class Briefs:
         """The answer to this status; `beat` is the number of our last heartbeat."""
         reason = leading.reason if leading else "the leader has just taken over"
         chain = turn.chain
-        brief = LeaderBrief(turn.view, chain.version, chain.head, chain.tokens, state_digest, line(reason), beat)
+        is_alone = leading is not None and leading.is_alone
+        brief = LeaderBrief(
+            turn.view, chain.version, chain.head, chain.tokens, state_digest, line(reason), beat, is_alone
+        )
         if brief != self._last:
             self._last = brief
         yield self._last or brief

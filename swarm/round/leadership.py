@@ -5,13 +5,16 @@ What to decide is in `choose.py`, what a round remembers in `leader.py`; here it
 
 from __future__ import annotations
 
+from collections import Counter
 from collections.abc import Callable
 from dataclasses import dataclass
 
+from swarm.chain import is_majority
 from swarm.config import RunConfig
 from swarm.events import RoundSkipped
 from swarm.identity import PeerId
 from swarm.messages import Activity, RoundOpened
+from swarm.round.ballot import Ballot
 from swarm.round.choose import Deadlines, LostHead, RoundView
 from swarm.round.docket import Waiting
 from swarm.round.exchange import Exchange
@@ -24,6 +27,7 @@ from swarm.round.relay import sent_by_leader
 from swarm.round.rotation import Work, next_to_cut
 from swarm.round.turn import Turn
 from swarm.schema import line
+from swarm.votes import Stand
 
 
 @dataclass(frozen=True, slots=True)
@@ -34,6 +38,7 @@ class Seat:
     exchange: Exchange
     passage: Passage
     out: Outbox
+    ballot: Ballot
 
 
 class Leadership:
@@ -59,24 +64,25 @@ class Leadership:
         """A new head; or the one that we were to move to was not reached."""
         self._last = None
 
-    def lead(self, own: Figures, now_s: float) -> str | None:
-        """Whatever a leader should do now; returns the reason for which we ourselves should cut, or None."""
+    def lead(self, own: Figures, stand: Stand, now_s: float) -> str | None:
+        """Whatever a leader that stands there should do now; returns the reason why we ourselves should cut, or None."""
         turn, passage, out = self._seat.turn, self._seat.passage, self._seat.out
         leading = self.now
         if leading is None:
             leading = self._last = Leading(turn.view, turn.chain.head, began_s=now_s)
             self._looks.reset()
-        if passage.knows_better:
-            return None  # a better head is on its way: what we issued here would only be undone
-        if not turn.members and not self._open_round(leading, now_s):
-            return None
+        if not turn.members and (passage.knows_better or not self._open_round(leading, now_s)):
+            return None  # where a round goes on already, none is opened
         if not self._looks.is_due(max(len(turn.members), len(turn.presence.roll)), now_s):
             return None
-        view = self._round_view(leading, own, now_s)
+        view = self._round_view(leading, own, stand, now_s)
+        if self._is_wrong(view):
+            turn.step_down("most of the voters have another state", out)
+            return None
         hint = leading.hint(view, self._deadlines, now_s)
         for peer in (view.present if view.turns is None else view.turns) if hint is not None else ():
             out.send(peer, hint)
-        commit = leading.commit(view, self._deadlines, self._seat.exchange.docket)
+        commit = leading.commit(view, self._deadlines, self._seat.exchange.docket, self._seat.ballot)
         if leading.skips(view, self._deadlines):
             out.happened(RoundSkipped(turn.chain.version, line(leading.reason)))
         if commit is not None:
@@ -89,6 +95,14 @@ class Leadership:
         is_asked = hint is not None and (view.turns is None or turn.presence.me in view.turns)
         return hint.reason if hint is not None and is_asked else None
 
+    def _is_wrong(self, view: RoundView) -> bool:
+        """Whether a majority of the voters has one other state than ours: it commits nothing that we issue."""
+        if view.is_proved or len(view.voters) < 2 or not self._seat.turn.roster:
+            return False
+        others = [one.state_digest for one in self._seat.turn.answering() if one.peer in view.voters]
+        most = Counter(one for one in others if one != view.state_digest).most_common(1)
+        return bool(most) and is_majority(most[0][1], len(view.voters))
+
     def _open_round(self, leading: Leading, now_s: float) -> bool:
         turn, out = self._seat.turn, self._seat.out
         here = tuple(sorted({turn.presence.me, *(status.peer for status in turn.answering())}))
@@ -100,7 +114,7 @@ class Leadership:
             out.send(peer, RoundOpened(turn.view, turn.chain.head, here))
         return True
 
-    def _round_view(self, leading: Leading, own: Figures, now_s: float) -> RoundView:
+    def _round_view(self, leading: Leading, own: Figures, stand: Stand, now_s: float) -> RoundView:
         turn = self._seat.turn
         chain, members, presence = turn.chain, turn.members, turn.presence
         idle = (Activity.SYNCING, Activity.LEAVING)
@@ -108,7 +122,8 @@ class Leadership:
         present = {
             status.peer: status
             for status in turn.answering()
-            if status.activity not in idle and not docket.is_two_faced(status.peer, status.incarnation)
+            if status.activity not in idle
+            and (status.peer in turn.voters or not docket.is_two_faced(status.peer, status.incarnation))
         }
         awaited = tuple(peer for peer in members if presence.is_awaited(peer, now_s))
         waiting = docket.waiting()
@@ -129,6 +144,9 @@ class Leadership:
             chain=chain,
             members=members,
             awaited=awaited,
+            voters=turn.voters,
+            votes=self._seat.ballot.votes(stand, present.values(), turn.voters) if turn.roster else {},
+            state_digest=stand.state_digest,
             present=tuple(sorted({presence.me, *present})),
             waiting=waiting,
             tokens=sum(one.tokens for one in done) + sum(one.contribution.tokens for one in waiting),
@@ -139,9 +157,10 @@ class Leadership:
             is_followed=turn.is_followed(),
             lease_tokens=self._config.lease_tokens,
             lost=self._lost(now_s),
-            electorate=turn.electorate,
             attested=presence.roll.attested,
             unseated=presence.given_up,
+            num_elsewhere=sum(turn.stands().get(peer, chain.head) != chain.head for peer in turn.voters),
+            knows_better=self._seat.passage.knows_better,
             turns=turns,
             are_ready=are_ready,
         )

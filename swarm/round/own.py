@@ -128,6 +128,7 @@ class Standing:
     holding: tuple[Digest, ...]
     lost: tuple[Digest, ...]
     answer: Answer | None
+    vote: bytes
 
 
 class Words:
@@ -200,4 +201,5 @@ def make_status(me: Self, beat: int, standing: Standing, figures: Figures) -> Pe
         lost=standing.lost,
         dialled=figures.dialled[:MAX_DIALLED],
         answer=standing.answer,
+        vote=standing.vote,
     )

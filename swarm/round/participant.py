@@ -11,14 +11,14 @@ what follows. The chain changes by `HeadReached` alone, after a commit or after 
 
 from __future__ import annotations
 
-import math
+from dataclasses import replace
 from typing import Final
 
 from swarm.chain import ChainState
 from swarm.config import RunConfig
 from swarm.digest import Digest
 from swarm.errors import RemoteError
-from swarm.events import HeadsBarred, PeerJoined, PeerLeft, PeerMisbehaved, StateDiffered
+from swarm.events import HeadsBarred, PeerJoined, PeerLeft, PeerMisbehaved
 from swarm.identity import PeerId
 from swarm.messages import (
     HOLDING_NAMED,
@@ -35,9 +35,11 @@ from swarm.messages import (
     RoundOpened,
 )
 from swarm.round import listeners
-from swarm.round.agreement import Agreement
+from swarm.round.agreement import States
+from swarm.round.ballot import Ballot
 from swarm.round.choose import Deadlines
 from swarm.round.commits import Seals, committed, open_as
+from swarm.round.docket import may_be_listed
 from swarm.round.exchange import Exchange
 from swarm.round.facts import (
     BlobFailed,
@@ -49,26 +51,26 @@ from swarm.round.facts import (
     Figures,
     HeadReached,
     Measured,
+    MoveFailed,
     Received,
     RequestCut,
     Resumed,
     Tick,
     Unreached,
+    WayFound,
 )
-from swarm.round.leader import Briefs
 from swarm.round.leadership import Leadership, Seat
-from swarm.round.looks import PROMPT_PEERS
 from swarm.round.outbox import Outbox
 from swarm.round.own import HoldingNews, Self, Standing, Words, make_status
 from swarm.round.passage import Passage
 from swarm.round.presence import Presence, key_of
-from swarm.round.turn import Turn
+from swarm.round.replies import Replies
+from swarm.round.turn import Patience, Turn
 from swarm.schema import line
+from swarm.votes import Stand, stand_at
 
 MIN_ISOLATION_S: Final = 30.0  # an outage of a minute must make no fork: members go on training without commits
 ISOLATION_DEADLINES: Final = 3  # round deadlines without a majority before whoever is left commits alone
-REPEATED_BEATS: Final = 2  # heartbeats after which a large group is told again what was known so long ago
-MAX_TOLD: Final = 16  # peers behind us that a member, not a leader, answers between two of its heartbeats
 
 
 class Participant:
@@ -78,13 +80,12 @@ class Participant:
         self,
         me: Self,
         config: RunConfig,
-        chain: ChainState,
-        state_digest: Digest,
+        start: HeadReached,
         seals: Seals,
         view: int = 0,
     ) -> None:
         self.me = me
-        self.state_digest = state_digest
+        self.state_digest = start.state_digest
         self.figures = Figures()
         self.leaving = False
         self._config = config
@@ -100,17 +101,17 @@ class Participant:
         )
         self._seals = seals
         self.presence = Presence(me.peer, self._round.leader_timeout_s, self._round.heartbeat_s)
-        self._turn = Turn(chain, self.presence, view, self._deadlines.isolation_s, self._round.leader_timeout_s)
+        self._turn = Turn(start, self.presence, view, self._patience())
         self._exchange = Exchange(me, self._round.heartbeat_s)
         self._out = Outbox(me.peer)
-        opener = self._exchange.opener(seals.open_sealed)
-        self._passage = Passage(self._turn, self._exchange, self._out, config, opener)
-        seat = Seat(self._turn, self._exchange, self._passage, self._out)
+        verifier = replace(seals.verifier, open_sealed=self._exchange.opener(seals.verifier.open_sealed))
+        self._passage = Passage(self._turn, self._exchange, self._out, config, verifier)
+        seat = Seat(self._turn, self._exchange, self._passage, self._out, Ballot(me.peer, seals))
+        self._ballot = seat.ballot
         self._leadership = Leadership(seat, config, self._deadlines, self._own_report)
-        self._agreement = Agreement(self._round.heartbeat_s)
+        self._states = States(self._turn, self._out, self._round.heartbeat_s)
+        self._replies = Replies(self._turn, self._exchange, self._out, self._round.heartbeat_s)
         self._brief: LeaderBrief | None = None
-        self._briefs = Briefs()
-        self._told = 0  # of those behind us, since our last heartbeat
         self._holding = HoldingNews()
         self._words = Words(me)
         self._beat_due_s = 0.0
@@ -124,6 +125,16 @@ class Participant:
     def chain(self) -> ChainState:
         """Our head and what it stands for."""
         return self._turn.chain
+
+    @property
+    def stand(self) -> Stand:
+        """Where we stand: what we vote for."""
+        return stand_at(self.chain, self.state_digest)
+
+    @property
+    def turn(self) -> Turn:
+        """What we know of our head, its voters and its leader; to be read."""
+        return self._turn
 
     @property
     def view(self) -> int:
@@ -151,6 +162,12 @@ class Participant:
     @property
     def syncing(self) -> bool:
         """Whether we are catching up."""
+        is_outside = self.me.peer not in self._turn.electorate
+        return self._passage.is_syncing or (self._passage.is_searching and is_outside)
+
+    @property
+    def is_moving_on(self) -> bool:
+        """Whether the way to a better head is clear, and we are on it."""
         return self._passage.is_syncing
 
     @property
@@ -197,6 +214,7 @@ class Participant:
             holding=self._exchange.held_waiting(HOLDING_NAMED, self._words.count),
             lost=self._passage.doubts.lost,
             answer=self._words.answer,
+            vote=self._ballot.own(self.stand),
         )
         return make_status(self.me, self._words.beat, standing, self.figures)
 
@@ -238,8 +256,12 @@ class Participant:
                 self._exchange.failed(root, self._now_s)
             case HeadReached():
                 self._head_reached(fact)
-            case CatchUpEnded(is_own=is_own):  # also of a move that the trainer could not make
-                self._passage.fail(self._now_s, is_own=is_own)
+            case WayFound(head):
+                self._passage.found(head)
+            case CatchUpEnded():
+                self._passage.fail(fact, self._now_s)
+            case MoveFailed():
+                self._passage.end(None)
                 self._leadership.reset()
             case Unreached() | Tick():
                 pass
@@ -295,25 +317,29 @@ class Participant:
             return
         if self.presence.hear(status, sealed, self._now_s, age_s):
             self._out.happened(PeerJoined(status.peer, status.name))
-        self._turn.hear(status)
+        self._turn.hear(status, self._out)
         if status.pending is not None and self._exchange.docket.opened(status.pending) is None:
             try:
-                pending = open_as(Contribution, status.pending, self._seals.open_sealed)
+                pending = open_as(Contribution, status.pending, self._seals.verifier.open_sealed)
                 self._take_announcement(pending, status.pending)
             except RemoteError as error:
                 self._out.happened(PeerMisbehaved(status.peer, line(f"its pending contribution: {error}")))
         self._exchange.docket.hold(status.peer, status.incarnation, status.holding)
         self._turn.follow_others(self._out)
         if key_of(status) < self.chain.key or (status.head == self.chain.head and status.view < self.view):
-            self._tell(status.peer)
+            self._replies.tell(status.peer, self.status, now=self.is_leader)
         if status.head in self.chain.barred:
             self._out.send(status.peer, HeadBarred(status.head))
         if self.is_leader and status.head == self.chain.head:
-            self._answer_heartbeat(status)
-            if status.state_digest != self.state_digest and status.peer in self._turn.electorate:
-                self._compare_states({})
+            self._replies.answer(status, self.stand, self._words.said, self._leadership.now, self._now_s)
+            if status.state_digest != self.state_digest and status.peer in self._turn.voters:
+                self._states.compare(self.stand, {}, self._passage)
 
     def _take_announcement(self, contribution: Contribution, sealed: bytes) -> None:
+        if not self._turn.may_author(contribution.author):
+            if contribution.head in (self.chain.head, *self.chain.recent) and may_be_listed(contribution, self.chain):
+                self._out.happened(PeerMisbehaved(contribution.author, "it contributes, and is no member"))
+            return
         docket, process = self._exchange.docket, (contribution.author, contribution.incarnation)
         was_known = docket.is_two_faced(*process)
         self._out.add(*self._exchange.announced(contribution, sealed, self.chain))
@@ -321,50 +347,16 @@ class Participant:
             reason = f"it has signed two contributions with the number {contribution.seq}"
             self._out.happened(PeerMisbehaved(contribution.author, reason))
 
-    def _tell(self, peer: PeerId) -> None:
-        """It is behind: let it see by how much. The noticeboard of a large swarm is full of such: a few are enough."""
-        self._told += 1
-        if self.is_leader or self._told <= MAX_TOLD:
-            self._out.send(peer, self.status())
-
-    def _answer_heartbeat(self, status: PeerStatus) -> None:
-        """The brief, and whatever of this round an earlier message did not bring there."""
-        better = self.presence.best_ahead_of(self.chain, self._now_s)
-        if better is not None:  # all of our branch are to learn of it
-            self._out.send(status.peer, better.status, better.sealed)
-        leading = self._leadership.now
-        for said in self._briefs.of(status, self._turn, self.state_digest, leading, self._words.said):
-            self._out.send(status.peer, said)
-        is_large = len(self.members) > PROMPT_PEERS  # there most of it is only on its way
-        known_s = self._now_s - REPEATED_BEATS * self._round.heartbeat_s if is_large else math.inf
-        for message, sealed in leading.repeats(status, self._exchange.docket, known_s) if leading else ():
-            self._out.send(status.peer, message, sealed)
-
     def _hear_brief(self, sender: PeerId, heard: LeaderBrief) -> None:
         if heard.head != self.chain.head or not self._turn.accept(sender, heard.view, self._out):
             return
         self._brief = heard
+        self._turn.expect_commit(is_alone=heard.is_alone)
         self._hear_leader(sender, heard.beat)
         if heard.state_digest == self.state_digest:
-            self._agreement.agree(self.chain.head)
+            self._states.agree(self.chain.head)
         else:
-            self._compare_states({sender: heard.state_digest})
-
-    def _compare_states(self, told: dict[PeerId, Digest]) -> None:
-        """Somebody at our head has another state: most are right. A leader hears of all its members' states; a member that
-        knows of nobody else's goes by its leader, in the end."""
-        if self.syncing or self._passage.is_moving:
-            return
-        here = {one.peer: one.state_digest for one in self._turn.at_head() if one.peer in self._turn.electorate}
-        others = {**here, **told}
-        other = next((digest for digest in others.values() if digest != self.state_digest), None)
-        if other is None:
-            return
-        if self._agreement.differ(self.chain.head, self._now_s):
-            self._out.happened(StateDiffered(self.chain.version, self.state_digest, other))
-        peers = self._agreement.whom_to_follow(self.state_digest, others, self._now_s, leads=self.is_leader)
-        if peers:
-            self._passage.catch_up(peers, whole=True, reason="our state differs from the others' at the same head")
+            self._states.compare(self.stand, {sender: heard.state_digest}, self._passage)
 
     def _hear_leader(self, leader: PeerId, beat: int) -> None:
         """Our next status says that we heard it; a new leader, who waits for that, is told at once."""
@@ -395,7 +387,7 @@ class Participant:
         self._holding.clear()
         self._leadership.reset()
         self._beat_due_s = self._now_s
-        self._turn.move(reached.chain, None if commit is None else commit.view)
+        self._turn.move(reached, None if commit is None else commit.view)
         if commit is not None:
             self._out.happened(committed(commit, old, reached, duration_s))
             if commit.commit.barred:
@@ -420,13 +412,13 @@ class Participant:
             self._words.next()
             self._turn.ask_all(self._words.say(), self._out)
             self.presence.answers.say(self._words.said, self._now_s)
-        if self.is_leader and not self.syncing:
-            hinted = self._leadership.lead(self.figures, self._now_s)
+        if self.is_leader and not self._passage.is_syncing:
+            hinted = self._leadership.lead(self.figures, self.stand, self._now_s)
             if hinted is not None:
                 self._request_cut(hinted)
         if self._now_s >= self._beat_due_s or self.view != self._beaten_view:
             self._beat_due_s = self._now_s + self._round.heartbeat_s
-            self._told = 0
+            self._replies.begin_beat()
             self._beat()
 
     def _beat(self) -> None:
@@ -440,6 +432,12 @@ class Participant:
         self._beaten_view = self.view
 
     # ---------------------------------------------------------------- small change
+
+    def _patience(self) -> Patience:
+        """How long to wait for a word, for a commit, and for a majority."""
+        one = self._round
+        longest_s = one.train_deadline_s + 2 * one.exchange_deadline_s + one.leader_timeout_s
+        return Patience(one.leader_timeout_s, longest_s, self._deadlines.isolation_s)
 
     def _own_report(self) -> tuple[PeerId, bytes]:
         return self.me.peer, self._seals.seal(self.status())

@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import math
+from collections.abc import Collection
 from typing import Final
 
 from swarm.chain import ChainState, is_majority
@@ -26,10 +27,11 @@ class Presence:
         self.roll = Roll(silence_s)
         self.answers = Answers(me, silence_s + 2 * heartbeat_s)  # an answer is on its way for two heartbeats
         self.head_since_s = 0.0
-        self.majority_s = 0.0  # when a majority of the members was last here
+        self.majority_s = 0.0  # when a majority of the voters was last here
         self.regained_s = 0.0  # since when it has been, without a break
         self._has_majority = True
-        self.roster_s = 0.0  # when anyone of the roster was, ourselves among them if we are in it
+        self.roster_s = 0.0  # when any of the voters of our head was, ourselves among them if we are one
+        self.others_s = -math.inf  # when any other voter that we know was last heard
         self._listens_since_s = 0.0
         self._dialled: tuple[PeerId, ...] = ()  # who answered a fresh dial of ours lately
         self._given_up: set[PeerId] = (
@@ -39,12 +41,13 @@ class Presence:
         self._late_s = LATE_BEATS * heartbeat_s
         self._sorted_at: ChainState | None = None  # what the three below refer to
         self._at_head: dict[PeerId, Heard] = {}
-        self._ahead: dict[PeerId, Heard] = {}
+        self._elsewhere: dict[PeerId, Heard] = {}  # at heads that are not on our chain, as far as it remembers
         self._first: PeerId | None = None  # of those at our head in the order of leaders, or None: not known
 
     def start(self, now_s: float) -> None:
         """A new head, or the first fact."""
         self.head_since_s = self.roster_s = now_s
+        self.others_s = max(self.others_s, 0.0) or now_s
         self.listen(now_s)
 
     def listen(self, now_s: float) -> None:
@@ -55,7 +58,7 @@ class Presence:
     def resume(self, gap_s: float, now_s: float) -> None:
         """This process did not run for `gap_s`: nobody was silent to us in that time, and nobody has answered us yet."""
         self.roll.wait_for(gap_s)
-        self.roster_s = now_s
+        self.roster_s = self.others_s = now_s
         self.listen(now_s)
         self.answers.begin()
 
@@ -83,7 +86,7 @@ class Presence:
         if age_s is None:
             self._given_up.discard(status.peer)
         self._note(status.peer)
-        if len(self._at_head) + len(self._ahead) > 2 * MAX_HEARD:
+        if len(self._at_head) + len(self._elsewhere) > 2 * MAX_HEARD:
             self._sorted_at = None  # strangers that the roll has forgotten
         return is_new
 
@@ -149,43 +152,39 @@ class Presence:
         """Where a peer stands in the order of leaders while there is no roster."""
         return not self.roll.is_attested(peer), peer.raw
 
-    def ahead_of(self, chain: ChainState, now_s: float) -> tuple[PeerStatus, ...]:
-        """The statuses of those heard lately whose head ranks above ours, best first."""
+    def elsewhere(self, chain: ChainState, now_s: float) -> tuple[PeerStatus, ...]:
+        """The statuses of those heard lately whose head is not on our chain, as far as it remembers: ahead of us, on another
+        branch, or long behind. The highest first."""
         self._sort(chain)
-        if not self._ahead:
+        if not self._elsewhere:
             return ()
-        for peer in [peer for peer, heard in self._ahead.items() if now_s - heard.at_s > self._silence_s]:
-            del self._ahead[peer]
-        ahead = sorted(self._ahead.values(), key=lambda heard: heard.status.peer.raw)
-        return tuple(sorted((heard.status for heard in ahead), key=key_of, reverse=True))
-
-    def best_ahead_of(self, chain: ChainState, now_s: float) -> Heard | None:
-        """Whoever stands at the best head above ours, with its signed words."""
-        ahead = self.ahead_of(chain, now_s)
-        return self.roll.get(ahead[0].peer) if ahead else None
+        for peer in [peer for peer, heard in self._elsewhere.items() if now_s - heard.at_s > self._silence_s]:
+            del self._elsewhere[peer]
+        others = sorted(self._elsewhere.values(), key=lambda heard: heard.status.peer.raw)
+        return tuple(sorted((heard.status for heard in others), key=key_of, reverse=True))
 
     def _sort(self, chain: ChainState) -> None:
-        """Who is at our head, and who ranks above it: kept from word to word, and found anew at each head."""
+        """Who is at our head, and who is elsewhere: kept from word to word, and found anew at each head."""
         if self._sorted_at is chain:
             return
         if self._sorted_at is None or self._sorted_at.head != chain.head:
             self._sorted_at = chain
-            self._at_head, self._ahead, self._first = {}, {}, None
+            self._at_head, self._elsewhere, self._first = {}, {}, None
             for heard in self.roll.lately(math.inf, math.inf):
                 self._note(heard.status.peer)
 
     def _note(self, peer: PeerId) -> None:
         heard, chain = self.roll.get(peer), self._sorted_at
         self._at_head.pop(peer, None)
-        self._ahead.pop(peer, None)
+        self._elsewhere.pop(peer, None)
         if heard is None or heard.left or chain is None:
             return
         if heard.status.head == chain.head:
             self._at_head[peer] = heard
             if self._first is not None and self.turn_of(peer) < self.turn_of(self._first):
                 self._first = peer
-        elif key_of(heard.status) > chain.key and heard.status.head not in chain.barred:
-            self._ahead[peer] = heard
+        elif heard.status.head not in chain.recent and heard.status.head not in chain.barred:
+            self._elsewhere[peer] = heard
 
     def has_left(self, peer: PeerId) -> bool:
         """Whether a peer said goodbye, and nothing since."""
@@ -219,11 +218,20 @@ class Presence:
         busy = heard is None or heard.status.activity not in _NOT_AWAITED
         return peer == self.me or (busy and self.is_here(peer, now_s))
 
-    def note_members(self, roster: tuple[PeerId, ...], members: tuple[PeerId, ...], now_s: float) -> None:
-        """Keeps `roster_s`, `majority_s` and `regained_s` up to date."""
-        if any(self.is_live(peer, now_s) for peer in roster):
+    def note_others(self, voters: Collection[PeerId], now_s: float) -> None:
+        """Keeps `others_s` up to date, by the words of these."""
+        if any(peer != self.me and self._is_heard(peer, now_s) for peer in voters):
+            self.others_s = now_s
+
+    def _is_heard(self, peer: PeerId, now_s: float) -> bool:
+        heard = self.roll.get(peer)
+        return heard is not None and not heard.left and now_s - heard.at_s <= self._silence_s
+
+    def note_voters(self, of_head: Collection[PeerId], voters: Collection[PeerId], now_s: float) -> None:
+        """Keeps `roster_s`, by the voters `of_head`, and `majority_s` and `regained_s`, by those that count, up to date."""
+        if any(self.is_live(peer, now_s) for peer in of_head):
             self.roster_s = now_s
-        has_majority = not members or is_majority(sum(self.is_here(peer, now_s) for peer in members), len(members))
+        has_majority = not voters or is_majority(sum(self.is_here(peer, now_s) for peer in voters), len(voters))
         if has_majority:
             self.majority_s = now_s
         if has_majority and not self._has_majority:

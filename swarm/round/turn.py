@@ -6,15 +6,19 @@ the first by the same order among those here leads, and says who starts.
 
 from __future__ import annotations
 
+import math
+from dataclasses import dataclass
 from typing import Final
 
 from swarm.chain import ChainState, is_majority, leader_of
+from swarm.digest import Digest
 from swarm.events import ViewChanged
 from swarm.identity import PeerId
 from swarm.messages import NewView, PeerStatus
+from swarm.round.facts import HeadReached
 from swarm.round.looks import Looks
 from swarm.round.outbox import Outbox
-from swarm.round.presence import Presence
+from swarm.round.presence import Presence, key_of
 from swarm.schema import line
 
 ROLL_CALL_S: Final = 4e-3  # between two looks at who of the roster is here, for each: what matters is half a minute
@@ -73,22 +77,34 @@ class Views:
         return middle if middle != self.view and middle <= MAX_VIEW else None
 
 
+@dataclass(frozen=True, slots=True)
+class Patience:
+    """How long to wait."""
+
+    silence_s: float  # for a word of somebody
+    round_s: float  # for a commit, from a leader that speaks: the longest round, and a heartbeat or two
+    isolation_s: float  # for a majority
+
+
 class Turn:
     """Our head, who counts there, and who leads them. `chain` changes by `move` alone."""
 
-    def __init__(self, chain: ChainState, presence: Presence, view: int, isolation_s: float, silence_s: float) -> None:
-        self.chain = chain
+    def __init__(self, start: HeadReached, presence: Presence, view: int, patience: Patience) -> None:
+        self.chain = start.chain
+        self.root = start.root
         self.opened: tuple[PeerId, ...] = ()  # where there is no roster: who starts, as its leader said
         self.presence = presence
         self._views = Views(view)
-        self._isolation_s = isolation_s
-        self._silence_s = silence_s
-        self._now_s = 0.0
+        self._isolation_s, self._silence_s, self._round_s = patience.isolation_s, patience.silence_s, patience.round_s
+        self._now_s = self._view_since_s = 0.0
         self._roll_call = Looks(0, ROLL_CALL_S)
         self._search = Looks()
         self._electorate: tuple[tuple[PeerId, ...], frozenset[PeerId]] = ((), frozenset())
+        self._known_voters: tuple[object, frozenset[PeerId]] = (None, frozenset())
+        self._voters: tuple[object, frozenset[PeerId]] = (None, frozenset())
         self._order: tuple[ChainState | None, tuple[PeerId, ...]] = (None, ())
         self._led_view: int | None = None  # in which we have told the members that we lead
+        self._commit_due_s = math.inf  # by when the leader of this view is to have brought a commit
 
     # ---------------------------------------------------------------- reading
 
@@ -102,9 +118,9 @@ class Turn:
 
     @property
     def roster(self) -> tuple[PeerId, ...]:
-        """The roster of our head. Empty at genesis, and when none of it was found for so long that each of them has had its
-        turn to be asked: then whoever is left begins as at genesis."""
-        patience_s = self._isolation_s + len(self.chain.roster) * self._silence_s
+        """The roster of our head. Empty at genesis, and when none of its voters was found for so long that each of them has
+        had its turn to be asked: then whoever is left begins as at genesis."""
+        patience_s = self._isolation_s + len(self.order_of_head) * self._silence_s
         return self.chain.roster if self._now_s - self.presence.roster_s <= patience_s else ()
 
     @property
@@ -121,11 +137,71 @@ class Turn:
         return self._electorate[1]
 
     @property
-    def order(self) -> tuple[PeerId, ...]:
-        """The roster in the order in which its members lead."""
+    def voters(self) -> frozenset[PeerId]:
+        """Who leads and counts in majorities: members whose work was listed lately; where there is no roster, those who
+        opened. The same object for as long as they are the same."""
+        source = self.chain if self.roster else self.opened
+        if self._voters[0] is not source:
+            self._voters = (source, frozenset(self.order_of_head if self.roster else self.opened))
+        return self._voters[1]
+
+    @property
+    def order_of_head(self) -> tuple[PeerId, ...]:
+        """The voters of our head in the order in which they lead."""
         if self._order[0] is not self.chain:
             self._order = (self.chain, self.chain.order)
-        return self._order[1] if self.roster else ()
+        return self._order[1]
+
+    @property
+    def order(self) -> tuple[PeerId, ...]:
+        """The same; empty where there is no roster."""
+        return self.order_of_head if self.roster else ()
+
+    @property
+    def known_voters(self) -> frozenset[PeerId]:
+        """Voters of our head and of our root: what others say of better heads does not move us."""
+        if self._known_voters[0] is not self.chain:
+            self._known_voters = (self.chain, frozenset((*self.order_of_head, *self.root.voters)))
+        return self._known_voters[1]
+
+    @property
+    def is_among_strangers(self) -> bool:
+        """Whether none of the voters that we know has been here for long, but ourselves; a newcomer knows none."""
+        return not self.chain.version or self._now_s - self.presence.others_s > self._isolation_s
+
+    def heeds(self, peer: PeerId) -> bool:
+        """Whether what this peer says of its head is looked at."""
+        return peer in self.known_voters or self.is_among_strangers
+
+    def ahead(self) -> tuple[PeerStatus, ...]:
+        """Statuses of those heard lately whose head we may have to follow, the highest first: those above ours; and while
+        ours is not proved, as that of those who went on without a majority, any others."""
+        elsewhere = tuple(one for one in self.presence.elsewhere(self.chain, self._now_s) if self.heeds(one.peer))
+        above = tuple(one for one in elsewhere if key_of(one) > self.chain.key)
+        is_proved = self.root.head in (self.chain.head, *self.chain.recent[:1])
+        return above if above or is_proved else elsewhere
+
+    def stands(self) -> dict[PeerId, Digest]:
+        """Where each of the voters that we know stands, in words that are fresh, and where we do."""
+        heard = (self.presence.roll.get(peer) for peer in self.known_voters)
+        patience_s = self._now_s - self._silence_s
+        stands = {one.status.peer: one.status.head for one in heard if one and not one.left and one.at_s >= patience_s}
+        if self._views.is_led and self._views.leader_heard_s >= patience_s:
+            stands[self.leader] = self.chain.head
+        stands[self.presence.me] = self.chain.head
+        return stands
+
+    @property
+    def acceptable_views(self) -> tuple[int, int] | None:
+        """The lowest and the highest view in which somebody else may lead us on from our head; None: we cannot tell."""
+        if not self.roster or not self._views.knows:
+            return None
+        is_led = self.is_followed() if self.is_ours else self._views.is_led
+        return (self.view, self.view) if is_led else (0, self.view + len(self.order))
+
+    def may_author(self, peer: PeerId) -> bool:
+        """Whether a commit on our head may list that peer's work."""
+        return not self.roster or self.chain.may_author(peer)
 
     @property
     def leader(self) -> PeerId:
@@ -146,10 +222,10 @@ class Turn:
         return self.presence.answering(self.chain, self._now_s)
 
     def is_followed(self) -> bool:
-        """Whether a majority of the members stands at our head in our view, and has answered us since we lead it."""
+        """Whether a majority of the voters stands at our head in our view, and has answered us since we lead it."""
         answering = self.answering()
-        following = {one.peer for one in answering if one.view == self.view or not self.roster} & self.electorate
-        return is_majority(len(following | {self.presence.me}), len(self.members))
+        following = {one.peer for one in answering if one.view == self.view or not self.roster} & self.voters
+        return is_majority(len(following | {self.presence.me}), len(self.voters))
 
     # ---------------------------------------------------------------- what moves it
 
@@ -163,11 +239,12 @@ class Turn:
         self._now_s = now_s
 
     def note_silences(self) -> None:
-        """Keeps the roll, and who is here of roster and members, up to date."""
+        """Keeps the roll, and who is here of those who have a vote, up to date."""
         self.presence.roll.forget_silent(self._now_s)
-        if self._roll_call.is_due(len(self.chain.roster) + len(self.opened), self._now_s):
-            members = self.members if self.is_ours else ()  # whether there is a majority is its leader's affair
-            self.presence.note_members(self.chain.roster, members, self._now_s)
+        if self._roll_call.is_due(len(self.order_of_head) + len(self.opened), self._now_s):
+            voters = self.voters if self.is_ours else frozenset()  # whether there is a majority is its leader's affair
+            self.presence.note_voters(self.order_of_head, voters, self._now_s)
+            self.presence.note_others(self.known_voters, self._now_s)
 
     def accept(self, sender: PeerId, view: int, out: Outbox) -> bool:
         """Whether `sender` may lead us in `view`; if so, we are in it from now on."""
@@ -181,25 +258,35 @@ class Turn:
                 self._enter(view, f"{sender} leads it", out)
         if accepted:
             self._views.led(self._now_s)
+            if sender in self.known_voters and sender != self.presence.me:
+                self.presence.others_s = self._now_s
         return accepted
 
     def follow_others(self, out: Outbox) -> None:
         """One who was never led at this head looks for the leader in the view that the others are in."""
         if self._views.knows or not self._search.is_due(len(self.presence.roll), self._now_s):
             return
-        here = [one for one in self.at_head() if one.peer in self.electorate]
+        here = [one for one in self.at_head() if one.peer in self.voters]
         led = max((one.view for one in here if leader_of(one.view, self.order) == one.peer), default=None)
         common = self._views.common_view([one.view for one in here] if led is None else [led])
         if common is not None and (led is not None or common > self.view):
             self._enter(common, "its leader is in it" if led is not None else "the others are in it", out)
 
-    def hear(self, status: PeerStatus) -> None:
-        """A leader that has turned to another view leads us no more. Who went on listening to it alone would take the lead
-        from the next one later, as that one took it from ours: so three peers of a roster of four never came together."""
+    def step_down(self, reason: str, out: Outbox) -> None:
+        """We lead no more: the next one does."""
+        self._enter(self.view + 1, reason, out)
+
+    def hear(self, status: PeerStatus, out: Outbox) -> None:
+        """A leader that has turned to another view leads us no more; whose turn it is then leads at once. Who went on
+        listening to it alone would take the lead from the next one later, as that one took it from ours: so three peers of
+        a roster of four never came together."""
         known = self.presence.roll.get(status.peer)
         is_news = known is not None and known.status is status
         if is_news and status.peer == self.leader and status.head == self.chain.head and status.view != self.view:
             self._views.let_go()
+            is_near = self.view < status.view <= self.view + len(self.order)
+            if is_near and leader_of(status.view, self.order) == self.presence.me:
+                self._enter(status.view, f"{status.peer} leads no more", out)
 
     def pass_on(self, out: Outbox) -> None:
         """Turns to the next leader when ours is silent, or has left."""
@@ -211,15 +298,24 @@ class Turn:
         elif silence_s > self._silence_s:
             self.presence.give_up(self.leader)
             self._enter(self.view + 1, f"leader {self.leader} was silent for {silence_s:.1f} s", out)
+        elif self._now_s > self._commit_due_s:
+            self._enter(self.view + 1, f"leader {self.leader} has brought no commit in its time", out)
+
+    def expect_commit(self, *, is_alone: bool) -> None:
+        """Our leader has spoken: its words keep it there only for as long as a round can take, from when it began; and for
+        the isolation time more, if it is alone."""
+        began_s = max(self.presence.head_since_s, self._view_since_s)
+        self._commit_due_s = began_s + self._round_s + (self._isolation_s if is_alone else 0.0)
 
     def open(self, here: tuple[PeerId, ...]) -> None:
         """Without a roster: these start."""
         self.opened = here
 
-    def move(self, chain: ChainState, committed_view: int | None) -> None:
+    def move(self, reached: HeadReached, committed_view: int | None) -> None:
         """A new head, by a commit of that view's leader or by catching up (None)."""
-        old, led = self.chain, self.is_ours
-        self.chain, self.opened = chain, ()
+        old, led, chain = self.chain, self.is_ours, reached.chain
+        self.chain, self.root, self.opened = chain, reached.root, ()
+        self._commit_due_s = math.inf
         self.presence.start(self._now_s)
         if committed_view is None:
             self._views.lose(self._now_s)
@@ -257,6 +353,7 @@ class Turn:
             if leader is not None and leader != self.presence.me:
                 self.presence.give_up(leader)
         self._views.enter(view, self._now_s)
+        self._view_since_s, self._commit_due_s = self._now_s, math.inf
         out.happened(ViewChanged(view, self.leader, line(reason)))
 
 

@@ -50,11 +50,13 @@ from swarm.round.facts import (
     Happened,
     HeadReached,
     Measured,
+    MoveFailed,
     MoveTo,
     Received,
     RequestCut,
     Send,
     Tick,
+    WayFound,
 )
 from swarm.round.participant import Participant
 from tests.equivalence.stand_ins import (
@@ -150,11 +152,13 @@ class Member:
         self._seals = Seals.of(place.keypair, RUN)
         self._asker = Asker(_Wire(group, self.id), place.keypair, RUN)  # type: ignore[arg-type]
         self._fetcher = Fetcher(self._asker, self.store)
-        self._catcher = Catcher(self._asker, self._fetcher, self._seals.open_sealed, config.lease)
+        self._catcher = Catcher(self._asker, self._fetcher, self._seals.verifier, config.lease)
         self.server = Server(place.keypair, RUN, b"", self.store)
         self.server.state, self.server.log = self.replica.present.record, self.replica.log
-        self.server.connect(lambda sender, message, raw: self.post(Received(sender, message, raw)), list)
         self.participant = self._make_participant(config)
+        self.server.connect(
+            lambda sender, message, raw: self.post(Received(sender, message, raw)), list, self.participant.status
+        )
         self._pinned: dict[Digest, None] = {}
         self.left_tokens = 0  # of branches that were left, declared
         self._progress = work.Progress()
@@ -185,8 +189,8 @@ class Member:
     def _make_participant(self, config: RunConfig) -> Participant:
         me = own.Self(self.id, f"member-{self.place.number}", "cpu", self.replica.incarnation)
         present = self.replica.present
-        digest = record_digest(present.record)
-        participant = Participant(me, config, present.state.chain, digest, self._seals, self.replica.view)
+        start = HeadReached(present.state.chain, record_digest(present.record), present.root)
+        participant = Participant(me, config, start, self._seals, self.replica.view)
         for seq in self.replica.pending:
             participant.restore(*self.replica.contributions[seq])
         return participant
@@ -279,9 +283,10 @@ class Member:
                 self._pin(*(root for commit in report.log for root in roots_of(commit.commit)))
                 self.group.note(self, report)
                 self._measure()
-                self.post(HeadReached(report.record.chain, record_digest(report.record), report.still_pending))
-            case work.MoveFailed(reason):
-                self.post(CatchUpEnded(reason, is_own=True))
+                digest = record_digest(report.record)
+                self.post(HeadReached(report.record.chain, digest, report.roots[0], report.still_pending))
+            case work.MoveFailed():
+                self.post(MoveFailed())
 
     def _measure(self) -> None:
         progress = self._progress
@@ -296,9 +301,9 @@ class Member:
                 self.handoff.give(work.CutNow(reason))
             case Fetch(contribution, holders):
                 self.group.later(self, lambda: self._fetch(contribution, holders))
-            case MoveTo(commit):
+            case MoveTo(commit, root):
                 for one in self.group.commits_to_apply(self, commit):
-                    self.handoff.give(work.ApplyCommits(one.parent, (one,)))
+                    self.handoff.give(work.ApplyCommits(one.parent, (one,), (root,)))
             case CatchUp():
                 self.group.later(self, lambda: self._catch_up(effect))
             case Happened(event):
@@ -320,17 +325,28 @@ class Member:
 
     def _catch_up(self, wish: CatchUp) -> None:
         others = [heard.status.peer for heard in self.participant.presence.fresh(self.group.now_s)]
+        head = self.head
+
+        def begins() -> bool:
+            self.post(WayFound(head))
+            return self.participant.is_moving_on
+
         request = CatchUpRequest(
-            tuple(dict.fromkeys([*wish.peers, *others])),
-            self.replica.chains,
+            me=self.id,
+            peers=tuple(dict.fromkeys([*wish.peers, *others])),
+            chains=self.replica.chains,
+            roots=self.replica.roots,
+            stands=self.participant.turn.stands(),
+            views=self.participant.turn.acceptable_views,
+            is_among_strangers=self.participant.turn.is_among_strangers,
             units=self.replica.present.record.units,
             whole=wish.whole,
             digest=self.participant.state_digest,
         )
         try:
-            target = self.group.run(self._catcher.find(request))
+            target = self.group.run(self._catcher.find(request, begins))
         except (NetworkError, RemoteError, StateError) as error:
-            self.post(CatchUpEnded(str(error)))
+            self.post(CatchUpEnded(str(error), is_refused=getattr(error, "is_refused", False)))
             return
         order, self.left_tokens = target.order, self.left_tokens + target.left_tokens
         if isinstance(order, work.ApplyCommits):

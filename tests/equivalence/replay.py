@@ -23,11 +23,14 @@ from swarm import wire
 from swarm.allreduce.codec import bytes_of, make_codec, vector_from
 from swarm.allreduce.layout import ModelLayout, build_layout
 from swarm.allreduce.shared import RunMath, genesis_state
+from swarm.chain import apply
 from swarm.config import RunConfig
 from swarm.digest import digest_of
 from swarm.identity import Keypair
 from swarm.messages import Commit
+from swarm.round.root import root_after
 from swarm.schema import from_value, to_value
+from swarm.votes import voted_by
 
 RUN = digest_of("test-run")
 
@@ -60,7 +63,10 @@ def replay(folder: Path) -> list[str]:
     digests = [replica.present.digest.hex()]
     for path in sorted(folder.glob("*.commit")):
         commit = from_value(Commit, wire.decode(path.read_bytes()))
-        theta_N = replica.apply(replica.heads[0], (commit,), theta_N).theta_N
+        chain = replica.chains[0]
+        child = apply(chain, commit.commit, config.lease_windows)
+        root = root_after(replica.roots[0], chain, voted_by(chain, commit.votes), child)
+        theta_N = replica.apply(chain.head, (commit,), (root,), theta_N).theta_N
         assert torch.equal(theta_N, replica.present.state.anchor_N)
         digests.append(replica.present.digest.hex())
     return digests

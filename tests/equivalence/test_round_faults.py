@@ -17,12 +17,12 @@ import torch
 from peer import handoff as work
 from peer.handoff import Report
 from peer.saved import SavedState
-from swarm.chain import CommitList
+from swarm.chain import CommitList, head_after
 from swarm.config import CodecConfig, InnerConfig, OuterConfig, RunConfig
-from swarm.messages import Commit, Contribution, Holders
+from swarm.messages import Commit, Contribution, Holders, sign_issue
 from swarm.round.facts import CutDone
 from tests.equivalence.group import Group
-from tests.equivalence.member import Member, as_entry
+from tests.equivalence.member import RUN, Member, as_entry
 from tests.equivalence.stand_ins import relative_difference, tiny_config, tiny_round
 
 EXACT = 1e-12  # some hundred roundings of 1e-16
@@ -162,7 +162,7 @@ def test_undo_leaves_nothing_behind(tmp_path: Path, fork: str) -> None:
 
 @pytest.mark.parametrize("fork", FORKS)
 def test_a_leader_that_tells_one_member_another_story(tmp_path: Path, fork: str) -> None:
-    """The one who was lied to trains on, hears of the heavier head, undoes, and nothing of its work is lost."""
+    """The one who was lied to trains on, hears of the head where the others are, undoes, and nothing of its work is lost."""
     on_x, on_y = FORKS[fork]
     with Group(tmp_path, run_config(exchange_deadline_s=60.0), 3, batches=BATCHES, dtype=torch.float64) as group:
         group.settle(1)
@@ -170,9 +170,11 @@ def test_a_leader_that_tells_one_member_another_story(tmp_path: Path, fork: str)
         keep_off_y(group, on_y)
 
         def rewrite(sender: Member, to: Member, message: object, raw: bytes) -> bytes:
-            if isinstance(message, Commit) and message.parent == parent and to.place.number == 2:
-                return sender.seal(a_commit(group, on_x, message)) if to.head == parent else raw
-            return raw
+            if not isinstance(message, Commit) or to.place.number != 2 or not message.parent == parent == to.head:
+                return raw
+            other = a_commit(group, on_x, message)
+            issued = sign_issue(sender.place.keypair, RUN, other.view, head_after(parent, other.commit))
+            return sender.seal(replace(other, issued=issued))
 
         group.rewrite = rewrite
         group.settle(2)

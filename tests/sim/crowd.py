@@ -24,7 +24,7 @@ from swarm.dht.records import NUM_PREFIXES, RECORD_LIFETIME_S, prefix_of, prefix
 from swarm.digest import Digest, digest_of
 from swarm.identity import PeerId
 from swarm.messages import MAX_PEERS_PAGE, Commit, Contribution, Goodbye, StateRecord, seal_message
-from swarm.round.commits import Seals
+from swarm.round.commits import Seals, Verifier
 from swarm.round.facts import (
     BlobFailed,
     BlobStored,
@@ -43,10 +43,13 @@ from swarm.round.facts import (
     RequestCut,
     Send,
     Unreached,
+    WayFound,
 )
 from swarm.round.own import Self
 from swarm.round.participant import Participant
+from swarm.round.root import Root, root_at
 from swarm.schema import to_value
+from swarm.votes import VOTE_BYTES
 
 FIRST_PEERS = 24  # that begin the run
 TICK_S = 1.0
@@ -61,6 +64,7 @@ LEAVES = 0.3  # share of those who end that say goodbye
 LOOKS_S = (0.0, 1.0, 2.0, 4.0, 8.0, 15.0)  # waits between looks at the noticeboard; the last one for ever
 MEASURED = 32  # members of a crowd whose machines are measured
 RUN = digest_of("run", b"scale")
+VOTE = bytes(VOTE_BYTES)  # and the signature of a commit: nobody lies here
 
 
 def round_config(peers: int, **changes: Any) -> RunConfig:
@@ -158,6 +162,7 @@ class Crowd:
         self._next: dict[int, tuple[Commit, ChainState, int]] = {}
         self._commit_bytes: dict[Digest, int] = {}
         self._state_bytes: dict[Digest, int] = {}
+        self._verifier = Verifier(self._open, lambda peer, vote, stand: vote == VOTE, lambda *_: True)
         self._genesis = chains.genesis(RUN, digest_of("test", b"version 0"))
         for _ in range(min(peers, FIRST_PEERS)):
             self.at(self._chance.uniform(0.0, 2.0), self.join)
@@ -191,9 +196,12 @@ class Crowd:
     def join(self) -> None:
         number = next(self._numbers)
         peer = PeerId(digest_of("peer", number.to_bytes(4, "big")).raw)
-        seals = Seals(self._open, lambda message: self._seal(peer, message))
+        seals = Seals(
+            self._verifier, lambda message: self._seal(peer, message), lambda stand: VOTE, lambda view, head: VOTE
+        )
         me = Self(peer, f"p{number}", "simulated", 1)
-        machine = Participant(me, self.config, self._genesis, self._digest_of(self._genesis), seals)
+        start = HeadReached(self._genesis, self._digest_of(self._genesis), root_at(self._genesis))
+        machine = Participant(me, self.config, start, seals)
         host = self.hosts[peer] = Host(number, peer, machine, self._genesis)
         self._order.append(peer)
         self._tick(host)
@@ -296,8 +304,8 @@ class Crowd:
                 self.after(host, self._chance.uniform(0.0, STEP_S) + ENCODE_S, self._cut)
             case Fetch(contribution, holders):
                 self.after(host, self._chance.uniform(*FETCH_S), self._fetched, contribution.root, holders)
-            case MoveTo(commit):
-                self.after(host, self._chance.uniform(0.5, 1.5) * MOVE_S, self._moved, commit)
+            case MoveTo(commit, root):
+                self.after(host, self._chance.uniform(0.5, 1.5) * MOVE_S, self._moved, commit, root)
             case CatchUp():
                 self.after(host, CATCH_UP_S, self._caught_up, effect)
             case Happened():
@@ -359,13 +367,13 @@ class Crowd:
         else:
             self._take(host, BlobFailed(root, "nobody has it"))
 
-    def _moved(self, host: Host, commit: Commit) -> None:
+    def _moved(self, host: Host, commit: Commit, root: Root) -> None:
         known = self._next.get(id(commit))
         if known is None:
             chain = chains.apply(host.chain, commit.commit, self.config.lease_windows)
             known = self._next[id(commit)] = (commit, chain, 0)
             self._commit_bytes[chain.head] = len(self._seal(host.id, commit))
-        self._reach(host, known[1])
+        self._reach(host, known[1], root)
 
     def _caught_up(self, host: Host, wish: CatchUp) -> None:
         fresh = [heard.status.peer for heard in host.machine.presence.fresh(self.now_s)]
@@ -373,6 +381,9 @@ class Crowd:
             other = self.hosts.get(peer)
             if other is None or not other.chain.ranks_above(host.chain):
                 continue
+            self._take(host, WayFound(host.chain.head))
+            if not host.machine.is_moving_on:
+                break
             recent = (other.chain.head, *other.chain.recent)
             missed = recent[: recent.index(host.chain.head)] if host.chain.head in recent else ()
             num_bytes = sum(self._commit_bytes.get(head, 0) for head in missed) or self._size_of(other.chain)
@@ -381,11 +392,11 @@ class Crowd:
                 setattr(role, way, getattr(role, way) + 1)
                 setattr(role, f"{way}_bytes", getattr(role, f"{way}_bytes") + num_bytes)
             self.missed += bool(missed) and self.is_counting
-            self._reach(host, other.chain)
+            self._reach(host, other.chain, other.machine.turn.root if missed else root_at(other.chain))
             return
-        self._take(host, CatchUpEnded("nobody has a better one"))
+        self._take(host, CatchUpEnded("nobody has a better one", is_refused=True))
 
-    def _reach(self, host: Host, chain: ChainState) -> None:
+    def _reach(self, host: Host, chain: ChainState, root: Root) -> None:
         host.chain = chain
         was_pending = bool(host.pending)
         host.pending = {
@@ -396,7 +407,7 @@ class Crowd:
         if host.id not in self.admitted or (was_pending and not host.pending):
             host.trains_since_s, host.since_version = self.now_s, chain.version
             self.admitted.add(host.id)
-        self._take(host, HeadReached(chain, self._digest_of(chain), tuple(host.pending)))
+        self._take(host, HeadReached(chain, self._digest_of(chain), root, tuple(host.pending)))
         if chain.version > self.version:
             for _ in range(self.size - len(self.hosts) if not self.version else 0):
                 self.at(self.now_s + self._chance.uniform(0.0, 10.0), self.join)

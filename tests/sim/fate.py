@@ -4,21 +4,26 @@ from __future__ import annotations
 
 from collections.abc import Callable
 from dataclasses import replace
+from functools import partial
 from typing import TYPE_CHECKING, Any
 
 from swarm.digest import digest_of
+from swarm.identity import PeerId
 from swarm.messages import Commit, CutHint, Goodbye, NewView, PeerStatus
-from swarm.round.facts import Effect, Fetch, RequestCut, Send
+from swarm.round.facts import Effect, Fetch, Received, RequestCut, Send
 from tests.sim import faults as kinds
 from tests.sim.disk import WRITE_S
 from tests.sim.faults import Disk, Fault, Join, Partition, Phase, StrikeEffect, StrikeLeader, StrikeOutput
+from tests.sim.forgery import Forgery, forge
 from tests.sim.life import Life, Peer, Process
-from tests.sim.wires import seal
+from tests.sim.wires import seal, unseal
 
 if TYPE_CHECKING:
     from tests.sim.world import World
 
 USURPS_EVERY_S = 4.0
+VOUCHES_EVERY_S = 2.0
+LATENCY_S = 0.05
 
 
 class Fate:
@@ -29,6 +34,7 @@ class Fate:
         self.fired: set[Fault] = set()
         self.withheld: set[int] = set()
         self.liars: set[int] = set()
+        self.forgeries: dict[int, Forgery] = {}
         self._strikes: list[StrikeLeader | StrikeEffect] = []
         self._output_strikes: dict[int, list[StrikeOutput]] = {}
         self._world = world
@@ -68,10 +74,15 @@ class Fate:
                 self._while(fault, lambda _: self.liars.add(number), lambda _: self.liars.discard(number))
             case kinds.Usurper(number, from_s):
                 self._when(fault, from_s, lambda: self._usurp(fault))
-            case Join(at_s, count, over_s):
+            case kinds.Forger():
+                self._while(fault, self._forge, lambda one: self.forgeries.pop(one.peer, None))
+            case kinds.BitFlip(number, at_s):
+                self._when(fault, at_s, lambda: self._flip(world.peers[number]))
+            case Join(at_s, count, over_s, introducer):
                 for turn in range(count):
                     begin_s = at_s + (over_s * turn / count if count > 1 else 0.0)
                     peer = world.add_peer(begin_s)
+                    peer.introducers = frozenset() if introducer is None else frozenset({world.peers[introducer].id})
                     self._when(fault, begin_s, lambda name=peer.name: world.say(f"{name} joins"))
             case kinds.Leave(number, at_s):
                 self._when(fault, at_s, lambda: self._leave(world.peers[number]))
@@ -147,9 +158,42 @@ class Fate:
             for message in messages if peer != me else ():
                 self._world.traffic.send(life, peer, message, seal(me, message))
 
+    def _forge(self, fault: kinds.Forger) -> None:
+        """Once it stands somewhere: a branch from there, which its ids vouch for again and again."""
+        life = self._world.peers[fault.peer].life
+        if life is None:
+            return
+        forgery = self.forgeries[fault.peer] = forge(self._world, life, fault.lie, fault.ids)
+        for one in forgery.ids:
+            self._world.speak_for(one, life.peer)
+
+        def vouching(life: Life) -> Process:
+            while self.forgeries.get(fault.peer) is forgery:
+                for one in forgery.ids:
+                    self._vouch(life, one, forgery)
+                yield VOUCHES_EVERY_S
+
+        life.spawn(vouching(life))
+
+    def _vouch(self, life: Life, one: PeerId, forgery: Forgery) -> None:
+        for other in self._world.lives():
+            if other is not life and not self._world.traffic.is_cut(life.peer, other.peer):
+                status = forgery.status(life.machine.status(), one)
+                raw = seal(one, status)
+                other.after(LATENCY_S, partial(other.take, Received(one, unseal(raw)[1], raw)))
+
+    def _flip(self, peer: Peer) -> None:
+        if peer.life is not None:
+            machine = peer.life.machine
+            machine.state_digest = digest_of("another state", machine.state_digest.raw)
+
     def lied(self, peer: Peer, message: object) -> object:
         """What a peer says instead, while it lies."""
-        if peer.number not in self.liars or not isinstance(message, PeerStatus) or message.peer != peer.id:
+        if not isinstance(message, PeerStatus) or message.peer != peer.id:
+            return message
+        if peer.number in self.forgeries:
+            return self.forgeries[peer.number].status(message, peer.id)
+        if peer.number not in self.liars:
             return message
         made_up = digest_of("made up", message.head.raw)
         return replace(message, head=made_up, version=message.version + 5, tokens=message.tokens + (1 << 30))

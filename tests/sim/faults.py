@@ -177,13 +177,41 @@ class Usurper:
     to_s: float
 
 
+class Lie(StrEnum):
+    """What a forger serves beside its claim."""
+
+    LOG = "log"  # commits of ids that never were members
+    MINER = "miner"  # commits in which a member shrinks the roster to itself and ids that it invents
+    SNAPSHOT = "snapshot"  # a state alone, which no log leads to
+
+
+@dataclass(frozen=True)
+class Forger:
+    """A peer claims a head of far more tokens and serves what it forged; invented ids vouch for it with their votes."""
+
+    peer: int
+    from_s: float
+    to_s: float
+    lie: Lie
+    ids: int = 4
+
+
+@dataclass(frozen=True)
+class BitFlip:
+    """A bit flips in a peer's memory: from then on it tells another state digest, until it takes another state."""
+
+    peer: int
+    at_s: float
+
+
 @dataclass(frozen=True)
 class Join:
-    """New peers start from version 0, one after the other."""
+    """New peers start from version 0, one after the other; invited by `introducer`, if it is a number."""
 
     at_s: float
     count: int = 1
     over_s: float = 0.0
+    introducer: int | None = None
 
 
 @dataclass(frozen=True)
@@ -211,6 +239,8 @@ Fault = (
     | Withhold
     | Liar
     | Usurper
+    | Forger
+    | BitFlip
     | Join
     | Leave
 )

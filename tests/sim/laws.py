@@ -18,6 +18,7 @@ from swarm.identity import PeerId
 from swarm.messages import Commit, Contribution, record_digest
 from swarm.round.commits import roots_of
 from swarm.round.facts import Effect, Fact, Received, Send
+from swarm.round.root import Root
 from tests.sim.books import LawBroken
 from tests.sim.faults import DiskFull, Freeze, Lossy, Partition, Slow, SlowDisk, SlowLink, Usurper, Withhold
 from tests.sim.reference import Numbers, round_steps, taken_of
@@ -47,6 +48,7 @@ class Known:
     digest: Digest
     listed: frozenset[tuple[PeerId, int]]
     numbers: Numbers
+    at_s: float  # when somebody came there first
 
 
 class Laws:
@@ -54,14 +56,12 @@ class Laws:
 
     def __init__(self, world: World, genesis: SharedState, digest: Digest) -> None:
         chain = genesis.chain
-        self.known: dict[Digest, Known] = {chain.head: Known(chain, digest, frozenset(), Numbers.of(genesis))}
+        self.known: dict[Digest, Known] = {chain.head: Known(chain, digest, frozenset(), Numbers.of(genesis), 0.0)}
         self._world = world
         self._tolerance = TOLERANCES[precision_of(world.config)]
         self._round = world.config.round
         self.isolation_s = max(MIN_ISOLATION_S, ISOLATION_DEADLINES * self._round.exchange_deadline_s)
         self._quiet_since_s = 0.0
-        self._best = _rank(chain)
-        self._best_since_s = 0.0
         self.num_minority = self.num_barred = 0
         self._waits: dict[int, tuple[Life, str, float]] = {}
 
@@ -101,16 +101,20 @@ class Laws:
         new = {(entry.author, entry.seq) for entry in commit.commit.entries}
         if new & parent.listed or len(new) < len(commit.commit.entries):
             raise LawBroken("listed once", f"version {chain.version} lists a number again")
-        for entry in commit.commit.entries:
-            self._check_entry(parent.chain, chain, entry)
+        due = self._tokens_due(parent.chain, commit.commit)
+        for entry, tokens in zip(commit.commit.entries, due, strict=True):
+            self._check_entry(chain, entry)
+            if entry.tokens != tokens:
+                raise LawBroken("tokens are capped", f"{entry.tokens} tokens are listed where {tokens} are due")
         self._check_barred(parent.chain, chain, commit)
         self._check_members(parent.chain, chain, commit.commit)
+        self._check_voters(parent.chain, chain, commit.commit)
         self.num_minority += commit.commit.minority
         self.num_barred += len(commit.commit.barred)
         state = life.replica.version_of(chain.head).state  # type: ignore[union-attr]
-        self.known[chain.head] = Known(chain, digest, parent.listed | new, Numbers.of(state))
-        due = self._step_due(parent, commit.commit)
-        if not due.close_to(self.known[chain.head].numbers, self._tolerance):
+        self.known[chain.head] = Known(chain, digest, parent.listed | new, Numbers.of(state), self._world.now_s)
+        next_numbers = self._step_due(parent, commit.commit)
+        if not next_numbers.close_to(self.known[chain.head].numbers, self._tolerance):
             raise LawBroken("a step is as written", f"version {chain.version} is not what its commit says")
 
     def _step_due(self, parent: Known, commit: CommitList) -> Numbers:
@@ -127,9 +131,12 @@ class Laws:
             raise LawBroken("barred heads are left", f"version {chain.version} forgets what was barred")
         for head in commit.commit.barred:
             said = [open_sealed(raw) for raw in commit.evidence]
-            witnesses = {one.peer for one in said if head in one.lost and one.head == parent.head} & set(parent.roster)
-            if 2 * len(witnesses) <= len(parent.roster):
-                raise LawBroken("a majority bars", f"head {head} is barred by {len(witnesses)} of {len(parent.roster)}")
+            witnesses = {one.peer for one in said if head in one.lost and one.head == parent.head} & set(
+                voters_of(parent)
+            )
+            if 2 * len(witnesses) <= len(voters_of(parent)):
+                text = f"head {head} is barred by {len(witnesses)} of {len(voters_of(parent))}"
+                raise LawBroken("a majority bars", text)
 
     def _check_members(self, parent: ChainState, chain: ChainState, commit: CommitList) -> None:
         """Who is dialable was dialled, and remains so for two commits more; since when each is a member is remembered."""
@@ -143,20 +150,50 @@ class Laws:
             if (entered, lives) != (since, {0: max(0, left - 1), 1: 3, 2: 0}[said[peer]]):
                 raise LawBroken("dialable is who was dialled", f"version {chain.version}: {entered}, {lives} of {peer}")
 
+    def _check_voters(self, parent: ChainState, chain: ChainState, commit: CommitList) -> None:
+        """Work is listed of who is or was a member; few are admitted at once; who has a vote has been listed lately."""
+        authors, voted = {entry.author for entry in commit.entries}, voters_of(parent)
+        if not parent.roster or (commit.minority and not authors & set(voted)):
+            return
+        lately, one = set(parent.roster), parent
+        for head in parent.recent[:2]:
+            one = self.known[head].chain
+            lately |= set(one.roster)
+        if one.roster and not authors <= lately:
+            raise LawBroken("members alone contribute", f"version {chain.version} lists work of strangers")
+        if len(set(chain.roster) - authors - set(parent.roster)) > max(4, len(voted)):
+            raise LawBroken("few are admitted at once", f"version {chain.version} admits a crowd")
+        lives = dict(zip(parent.roster, parent.voting, strict=True))
+        for peer, left in zip(chain.roster, chain.voting, strict=True):
+            most = 3 if peer in authors else lives.get(peer, 0) - 1
+            if left > max(0, most) or (peer in authors and not left):
+                raise LawBroken("who works votes", f"version {chain.version}: {left} commits for {peer}")
+
     def forks(self) -> int:
         """Heads beyond the first of their version."""
         return len(self.known) - len({known.chain.version for known in self.known.values()})
 
-    def _check_entry(self, parent: ChainState, chain: ChainState, entry: object) -> None:
+    def _tokens_due(self, parent: ChainState, commit: CommitList) -> list[int]:
+        """What each entry is to weigh: its leases at most, and of a new member no more than most others' work."""
+        due, settled = [], []
+        for entry in commit.entries:
+            made = self._world.books.made(entry.author, entry.seq)
+            entered = dict(zip(parent.roster, parent.entered, strict=True)).get(entry.author, parent.version)
+            since = entered if made is None else max(made.since_version, entered)
+            rounds = min(3, max(1, parent.version - since + 1))
+            due.append(min(0 if made is None else made.tokens, rounds * self._world.config.lease_tokens))
+            if parent.version - entered >= 3:
+                settled.append(due[-1])
+            else:
+                due[-1] = -due[-1]  # of somebody new
+        middle = sorted(settled)[(len(settled) - 1) // 2] if settled else None
+        return [abs(one) if one > 0 or middle is None else min(-one, middle) for one in due]
+
+    def _check_entry(self, chain: ChainState, entry: object) -> None:
         made = self._world.books.made(entry.author, entry.seq)  # type: ignore[attr-defined]
         said = tuple(getattr(entry, name) for name in ("author", "incarnation", "seq", "steps", "root"))
         if made is None or said != (made.author, made.incarnation, made.seq, made.steps, made.root):
             raise LawBroken("a number means one blob", f"version {chain.version} lists what was never cut: {said}")
-        entered = dict(zip(parent.roster, parent.entered, strict=True)).get(made.author, parent.version)
-        rounds = min(3, max(1, parent.version - max(made.since_version, entered) + 1))
-        due = min(made.tokens, rounds * self._world.config.lease_tokens)
-        if entry.tokens != due:  # type: ignore[attr-defined]
-            raise LawBroken("tokens are capped", f"{entry.tokens} tokens are listed where {due} are due")  # type: ignore[attr-defined]
         if not chain.has_listed(made.author, made.seq):
             raise LawBroken("listed once", f"version {chain.version} lists a number and does not remember it")
 
@@ -167,8 +204,10 @@ class Laws:
             raise LawBroken("first on disk, then told", f"{life.peer.name} announces its number {made.seq}")
         self._world.books.tell(made)
 
-    def check_move(self, life: Life, before: ChainState, after: ChainState) -> None:
-        """A peer moves to better heads alone: one commit on, or by the order on heads; and tells the state it has."""
+    def check_move(self, life: Life, before: ChainState, root: Root, *, knew_nobody: bool) -> None:
+        """A peer goes on along its chain, or to another branch from its root, of before, on; and tells the state it has.
+        Who knew nobody that was there goes anywhere."""
+        after = life.machine.chain
         known = self.known.get(after.head)
         written = life.peer.disk.generations
         if not written or written[0].saved.states[-1].chain.head != after.head:
@@ -183,9 +222,20 @@ class Laws:
                 raise LawBroken(
                     "versions go on", f"{life.peer.name} takes the state that it has, version {after.version}"
                 )
-        elif _rank(after) <= _rank(before) and before.head not in after.barred:
-            raise LawBroken("versions go on", f"{life.peer.name} went from {_rank(before)[:2]} to {_rank(after)[:2]}")
+        elif root.version > 1 and not knew_nobody and not self._is_on_the_way(root.head, after):
+            text = (
+                f"{life.peer.name} went from version {before.version} to {after.version} beside its root {root.version}"
+            )
+            raise LawBroken("what is proved is not left", text)
         self._world.say(f"{life.peer.name} reaches version {after.version}")
+
+    def _is_on_the_way(self, head: Digest, chain: ChainState) -> bool:
+        """Whether a head is on the way to that one; or barred by it."""
+        if head in chain.barred:
+            return True
+        while chain.head != head and chain.recent:
+            chain = self.known[chain.recent[0]].chain
+        return chain.head == head
 
     # ---------------------------------------------------------------- each step
 
@@ -219,8 +269,9 @@ class Laws:
             self._check_sizes(life)
 
     def _check_accepted(self, life: Life, sender: PeerId, commit: Commit) -> None:
-        roster, chain = life.machine._turn.roster, life.machine.chain
-        order = sorted(roster, key=lambda peer: (not chain.dialable[chain.roster.index(peer)], peer.raw))
+        chain = life.machine.chain
+        voters = voters_of(chain) if life.machine._turn.roster else ()
+        order = sorted(voters, key=lambda peer: (not chain.dialable[chain.roster.index(peer)], peer.raw))
         if order and order[commit.view % len(order)] != sender:
             raise LawBroken("one leader a view", f"{life.peer.name} follows {sender} in view {commit.view}")
 
@@ -232,7 +283,7 @@ class Laws:
 
     def check_issued(self, life: Life, commit: Commit) -> None:
         """A leader's commit, in front of its first message: a majority holds what it lists, or nobody else is there."""
-        roster = life.machine.chain.roster
+        roster = voters_of(life.machine.chain)
         if not roster or life.issued is commit or life.peer.number in self._world.usurpers:
             return
         life.issued = commit
@@ -266,8 +317,8 @@ class Laws:
 
     def _check_decided(self, life: Life, commit: Commit) -> None:
         """A leader that commits is heard by a majority, or was without one for all of the isolation time, while it ran."""
-        now_s, roster = self._world.now_s, life.machine._turn.roster
-        if not roster or life.peer.number in self._world.usurpers:
+        now_s, roster = self._world.now_s, voters_of(life.machine.chain)
+        if not life.machine._turn.roster or life.peer.number in self._world.usurpers:
             return
         one = self._round
         patience_s = 1.05 * (one.leader_timeout_s + 2 * one.heartbeat_s) / life.peer.clock_rate
@@ -309,7 +360,7 @@ class Laws:
         exchange = machine._exchange
         sizes = {
             "docket": (len(exchange.docket._waiting), 8 * peers),
-            "roll": (len(machine.presence.roll._heard), peers + 2),
+            "roll": (len(machine.presence.roll._heard), len(self._world._by_id) + 2),
             "held": (len(exchange._held._roots), 4096),
             "retries": (len(exchange._retries_s), 8 * peers),
             "own": (len(exchange._own._known), MAX_OWN),
@@ -337,19 +388,20 @@ class Laws:
                 and world.now_s - max(since_s, self._quiet_since_s) > self._patience_s()
             ):
                 raise LawBroken("every wait ends", f"{life.peer.name} is {doing} since {since_s:.0f} s")
-        best = max((_rank(life.machine.chain) for life in world.lives()), default=self._best)
-        if best > self._best:
-            self._best, self._best_since_s = best, world.now_s
-        since_s = max(self._quiet_since_s, self._best_since_s)
-        if world.now_s - since_s <= WATCH_EVERY_S:
+        if world.now_s - self._quiet_since_s <= WATCH_EVERY_S:
             return
         well = self._in_order()
         if not well:
             return
-        chain = max((life.machine.chain for life in well), key=_rank)
-        members = {life.peer.id for life in well} & set(chain.roster)
-        if chain.roster and 2 * len(members) > len(chain.roster):
-            due_s = self.round_s(len(chain.roster) - len(members), len(chain.roster))
+        here = {life.peer.id for life in well}
+        chain = max(
+            (life.machine.chain for life in well), key=lambda one: (len(here & set(voters_of(one))), _rank(one))
+        )
+        since_s = max(self._quiet_since_s, self.known[chain.head].at_s)
+        voters = voters_of(chain)
+        there = here & set(voters)
+        if voters and 2 * len(there) > len(voters):
+            due_s = self.round_s(len(voters) - len(there), len(voters))
             if world.now_s - since_s > due_s:
                 raise LawBroken(
                     "a majority goes on", f"no commit for {world.now_s - since_s:.0f} s, {due_s:.0f} s are enough"
@@ -385,8 +437,13 @@ class Laws:
         for one in world.traffic.partitions:
             if any(cuts(one, a.peer.number, b.peer.number) for a in lives for b in lives if a is not b):
                 return []
-        lives = [life for life in lives if life.peer.number not in world.fate.liars]
+        lives = [life for life in lives if life.peer.number not in world.fate.liars | world.fate.forgeries.keys()]
         return lives if any(life.peer.is_dialable for life in lives) else []
+
+
+def voters_of(chain: ChainState) -> tuple[PeerId, ...]:
+    """Members that count in a majority."""
+    return tuple(peer for peer, left in zip(chain.roster, chain.voting, strict=True) if left)
 
 
 def _rank(chain: ChainState) -> tuple[int, int, bytes]:

@@ -20,8 +20,8 @@ from swarm.errors import StateError
 from swarm.identity import PeerId
 from swarm.messages import PeerStatus, StateRecord, record_digest
 from swarm.net.forward import ForwardLimits
+from swarm.round import facts
 from swarm.round.facts import (
-    CatchUpEnded,
     CutDone,
     Effect,
     Fact,
@@ -34,6 +34,7 @@ from swarm.round.facts import (
 )
 from swarm.round.own import Self
 from swarm.round.participant import Participant
+from swarm.round.root import Root
 from tests.sim.books import Account, Vector
 from tests.sim.disk import Disk, Written
 from tests.sim.wires import seals_of
@@ -64,6 +65,7 @@ class Peer:
     step_s: float
     slowness: float = 1.0
     is_dialable: bool = True
+    introducers: frozenset[PeerId] = frozenset()  # who invited it
     clock_offset_s: float = 0.0
     clock_rate: float = 1.0  # of its monotonic clock
     wall_offset_s: float = 0.0  # of its wall clock, which dates what it pins up
@@ -100,6 +102,7 @@ class Life:
     record: StateRecord = field(init=False)  # what it serves
     log: tuple[Commit, ...] = ()
     chains: tuple[ChainState, ...] = ()  # that it can go back to, newest first
+    roots: tuple[Root, ...] = ()  # of each of them
     adopting: StateRecord | None = None
     refused: frozenset[Digest] = frozenset()  # states that could not be used
     dialled: tuple[PeerId, ...] = ()
@@ -121,12 +124,13 @@ class Life:
         replica = self.replica
         present = replica.present
         me = Self(peer.id, peer.name, "simulated", replica.incarnation)
-        chain, digest = present.state.chain, record_digest(present.record)
-        self.machine = Participant(me, world.config, chain, digest, seals_of(peer.id), replica.view)
+        start = HeadReached(present.state.chain, record_digest(present.record), present.root)
+        self.machine = Participant(me, world.config, start, seals_of(peer.id), replica.view)
         for seq in replica.pending:
             world.laws.check_told(self, replica.contributions[seq][0])
             self.machine.restore(*replica.contributions[seq])
-        self.record, self.log, self.chains = present.record, replica.log, replica.chains
+        self.record, self.log = present.record, replica.log
+        self.chains, self.roots = replica.chains, replica.roots
         self._view = replica.view
         world.laws.check_state(self)
         self._is_busy = True
@@ -175,14 +179,15 @@ class Life:
         if gap_s > PAUSE_TICKS * world.tick_s:
             self.take(Resumed(gap_s * self.peer.clock_rate))
         world.num_events += 1
-        before = machine.chain
+        before, root = machine.chain, machine.turn.root
         known = machine.presence.roll.get(fact.message.peer) if _is_status(fact) else None
         before_s = -math.inf if known is None else known.at_s
+        knew_nobody = machine.turn.is_among_strangers
         effects = machine.step(fact, self.clock_s())
         if _is_status(fact):
             world.laws.check_age(self, fact, before_s)
         if machine.chain is not before:
-            world.laws.check_move(self, before, machine.chain)
+            world.laws.check_move(self, before, root, knew_nobody=knew_nobody)
             world.has_moved = True
         world.laws.check_step(self, fact)
         if effects:
@@ -271,19 +276,19 @@ class Life:
                 self.take(report)
             case work.Moved():
                 self._moved(report)
-            case work.MoveFailed(reason):
+            case work.MoveFailed():
                 if self.adopting is not None:
                     self.refused |= {record_digest(self.adopting)}
                     self.adopting = None
-                self.take(CatchUpEnded(reason, is_own=True))
+                self.take(facts.MoveFailed())
 
     def _moved(self, moved: work.Moved) -> None:
-        self.record, self.log, self.chains = moved.record, moved.log, moved.chains
+        self.record, self.log, self.chains, self.roots = moved.record, moved.log, moved.chains, moved.roots
         self.adopting = None
         oldest = moved.record.chain.version - PINNED_VERSIONS
         self._pinned = {root: version for root, version in self._pinned.items() if version >= oldest}
         self.pin()
-        self.take(HeadReached(moved.record.chain, record_digest(moved.record), moved.still_pending))
+        self.take(HeadReached(moved.record.chain, record_digest(moved.record), moved.roots[0], moved.still_pending))
 
     def _measure(self) -> None:
         one = self._progress

@@ -18,6 +18,8 @@ ROUNDS = 20  # every schedule has at least so many
 TICK_S = 1.0
 FAULTS_UNTIL_S = 90.0
 STARTED_S = 5.0
+FORGED_FROM_S = 40.0  # whoever is there has a vote by then
+BEGUN_S = 30.0  # by then whoever is there has made version 1
 NO_RESCUE: tuple[type, ...] = ()  # kinds of faults that nothing in the product answers yet
 
 
@@ -116,6 +118,8 @@ def make(seed: int) -> Scenario:
     )
     faults = _faults(chance, peers)
     gone = sum(isinstance(one, kinds.Leave) or getattr(one, "back_s", 0.0) is None for one in faults)
+    if any(isinstance(one, kinds.Partition) and one.from_s < BEGUN_S for one in faults):
+        rules = replace(rules, min_peers=max(rules.min_peers, peers // 2 + 1))  # two groups that began apart stay apart
     # Who is gone before version 1 is not waited for: the run would rightly never begin.
     return Scenario(seed, peers, replace(rules, min_peers=min(rules.min_peers, peers - gone)), faults)
 
@@ -140,6 +144,15 @@ def _faults(chance: random.Random, peers: int) -> tuple[Fault, ...]:
             gone.add(one.peer)  # type: ignore[union-attr]
         if one not in found:
             found.append(one)
+    if chance.random() < 0.5:
+        forger = _forger(chance, peers)
+        beside = [one for one in found if _beside(forger, one, peers)]
+        parting = [one for one in beside if isinstance(one, _PARTING)]
+        kept = [one for one in beside if one not in parting[1:]]
+        hit = {forger.peer, *(getattr(one, "peer", -1) for one in kept)}
+        honest = next((number for number in range(peers) if number not in hit), None)
+        joins = (kinds.Join, type(None)) if honest is None else ()  # a newcomer that knows nobody may be surrounded
+        found = [forger, *(_invited(one, honest) for one in kept if not isinstance(one, joins))]
     return (*_hidden(chance, peers, found), *found)
 
 
@@ -217,11 +230,47 @@ def _join(chance: random.Random, peers: int) -> Fault:
     return Join(_span(chance)[0], chance.choice((1, 1, 2, 4)), chance.choice((0.5, 5.0)))
 
 
+def _forger(chance: random.Random, peers: int) -> kinds.Forger:
+    from_s = chance.uniform(FORGED_FROM_S, FAULTS_UNTIL_S)
+    to_s = from_s + chance.choice((8.0, 25.0, 50.0))
+    ids = chance.choice((1, 4, 16))
+    return kinds.Forger(chance.randrange(peers), round(from_s, 3), round(to_s, 3), chance.choice(list(kinds.Lie)), ids)
+
+
+def _invited(fault: Fault, introducer: int | None) -> Fault:
+    """Newcomers are invited by that peer."""
+    return replace(fault, introducer=introducer) if isinstance(fault, kinds.Join) else fault
+
+
+def _beside(forger: kinds.Forger, fault: Fault, peers: int) -> bool:
+    """Whether this may happen beside a forger. It wins over an honest voter that hears it alone: nothing parts the others
+    meanwhile, and of fewer than five none is gone."""
+    if isinstance(fault, _PARTING):
+        return (
+            peers >= 5
+            and isinstance(fault, kinds.Freeze | kinds.Crash)
+            and getattr(fault, "disk", None) is not Disk.LOST
+        )
+    return True
+
+
 def _slow_link(chance: random.Random, peers: int) -> Fault:
     latency_s, bytes_per_s = chance.choice(((0.3, 2e5), (1.0, 1e6)))
     return kinds.SlowLink(chance.randrange(peers), latency_s, bytes_per_s, *_span(chance))
 
 
+_PARTING = (
+    kinds.Crash,
+    kinds.Freeze,
+    kinds.StrikeLeader,
+    kinds.StrikeEffect,
+    kinds.StrikeOutput,
+    kinds.Partition,
+    kinds.Leave,
+    kinds.Lossy,
+    kinds.DiskFull,
+    kinds.Usurper,
+)
 Maker = Callable[[random.Random, int], Fault | None]
 KINDS: list[tuple[Maker, float]] = [
     (_crash, 4.0),
@@ -240,6 +289,7 @@ KINDS: list[tuple[Maker, float]] = [
     (_withhold, 1.0),
     (lambda chance, peers: kinds.Usurper(chance.randrange(peers), *_span(chance)), 1.0),
     (lambda chance, peers: kinds.Liar(chance.randrange(peers), *_span(chance)), 1.0),
+    (lambda chance, peers: kinds.BitFlip(chance.randrange(peers), _span(chance)[0]), 1.0),
     (_join, 1.5),
     (_leave, 1.0),
 ]

@@ -6,7 +6,7 @@ import pytest
 
 from swarm.digest import digest_of
 from swarm.events import RoundCommitted, StateDiffered
-from tests.sim.books import WRONG_STATE
+from tests.sim.books import RECOVERED, WRONG_STATE
 from tests.sim.life import Life
 from tests.sim.test_rounds import ROUND_S, commits
 from tests.sim.world import World, round_config
@@ -44,7 +44,7 @@ def test_a_leader_that_is_wrong_keeps_nobody_from_training(peers: int) -> None:
     assert went[leader.peer.name] >= 1 and max(went.values()) <= 6, went
     assert len(world.of_kind(RoundCommitted)) - before >= (peers - 1) * (200.0 / ROUND_S - 2)
     assert world.of_kind(StateDiffered), "it is said"
-    assert set(world.books.columns) <= {WRONG_STATE}
+    assert set(world.books.columns) <= {WRONG_STATE, RECOVERED}
     world.settle(2, 4 * ROUND_S)
     assert world.version > version
 

@@ -10,7 +10,7 @@ from itertools import pairwise
 from typing import TYPE_CHECKING, Any
 
 from peer.handoff import AdoptState, ApplyCommits
-from swarm.chain import CommitList
+from swarm.chain import CommitList, head_after
 from swarm.digest import Digest
 from swarm.errors import StateError
 from swarm.identity import PeerId
@@ -21,20 +21,21 @@ from swarm.messages import (
     Contribution,
     GetLog,
     GetState,
+    GetStatus,
     Holders,
     LeaderBrief,
     Log,
     NewView,
     PeerStatus,
-    StateRecord,
 )
 from swarm.round import catch_up
 from swarm.round.catch_up import CatchUpRequest, Outcome
-from swarm.round.facts import BlobFailed, BlobStored, CatchUp, CatchUpEnded, Received, Unreached
+from swarm.round.facts import BlobFailed, BlobStored, CatchUp, CatchUpEnded, Received, Unreached, WayFound
 from swarm.schema import line
 from tests.sim.faults import Lossy, Partition, SlowLink
+from tests.sim.forgery import Forgery
 from tests.sim.life import Life, Peer, Process
-from tests.sim.wires import open_sealed, seal, unseal
+from tests.sim.wires import VERIFIER, issue, open_sealed, seal, unseal
 from tests.sim.workshop import entry_of
 
 if TYPE_CHECKING:
@@ -71,8 +72,10 @@ class Traffic:
         world, sender, receiver = self._world, life.peer, self._world.by_id(to)
         if receiver is None:
             return  # made up by a liar
+        if receiver.id != to:
+            return  # to an invented id: its owner says nothing to that
         assert receiver is not sender
-        if world.fate.liars:
+        if world.fate.liars or world.fate.forgeries:
             told = world.fate.lied(sender, message)
             raw = raw if told is message else seal(sender.id, told)
         self.sent[type(message).__name__] += 1
@@ -181,7 +184,12 @@ class Traffic:
     # ---------------------------------------------------------------- questions
 
     def _ask(
-        self, life: Life, peer: Peer, answer_of: Callable[[Life], tuple[int, Any] | None], may_hop: bool = False
+        self,
+        life: Life,
+        peer: Peer,
+        answer_of: Callable[[Life], tuple[int, Any] | None],
+        may_hop: bool = False,
+        timeout_s: float = ASK_TIMEOUT_S,
     ) -> Process:
         """What `peer` answers, or None. `answer_of` gives the answer's length and the answer, when the question is there.
         `may_hop`: over a third, if there is no other way."""
@@ -191,7 +199,7 @@ class Traffic:
             yield 2 * LATENCY_S
             return None
         yield self._way_s(life.peer, peer, 0)
-        while self._world.now_s - began_s < ASK_TIMEOUT_S:
+        while self._world.now_s - began_s < timeout_s:
             if peer.life is None:
                 return None
             if not peer.life.is_frozen and not self.is_parted(life.peer, peer):
@@ -241,50 +249,71 @@ class Traffic:
     def catch_up(self, life: Life, wish: CatchUp) -> Process:
         fresh = [heard.status.peer for heard in life.machine.presence.fresh(life.clock_s())]
         request = CatchUpRequest(
+            me=life.peer.id,
             peers=tuple(dict.fromkeys([*wish.peers, *fresh])),
             chains=life.chains,
+            roots=life.roots,
+            stands=life.machine.turn.stands(),
+            views=life.machine.turn.acceptable_views,
+            is_among_strangers=life.machine.turn.is_among_strangers,
+            introducers=life.peer.introducers if life.peer.lives == 1 else frozenset(),
             units=life.record.units,
             whole=wish.whole,
             digest=life.machine.state_digest,
             refused=life.refused,
         )
-        machine = catch_up.catch_up(request, open_sealed, self._world.config.lease)
+        machine = catch_up.catch_up(request, VERIFIER, self._world.config.lease)
         answer: Any = None
         while True:
             try:
                 question = machine.send(answer)
             except StopIteration as end:
-                self._caught_up(life, end.value)
+                self._found(life, end.value)
                 return
             if isinstance(question, catch_up.Ask):
                 answer = yield from self._ask_all(life, question)
-            else:
-                answer = yield from self._get_all(life, question)
+                continue
+            life.take(WayFound(request.chains[0].head))
+            if not life.machine.is_moving_on:
+                life.take(CatchUpEnded("it has gone on meanwhile", is_refused=True))
+                return
+            answer = yield from self._get_all(life, question)
 
-    def _caught_up(self, life: Life, outcome: Outcome) -> None:
+    def _found(self, life: Life, outcome: Outcome) -> None:
         match outcome:
-            case catch_up.Move(base, commits, _):
-                life.give(ApplyCommits(base, commits, caught_up=True))
-            case catch_up.Adopt(record, keep_progress, _, _):
+            case catch_up.Move(base, commits, roots, _):
+                life.give(ApplyCommits(base, commits, roots, caught_up=True))
+            case catch_up.Adopt(record, root, keep_progress):
                 life.adopting = record
-                life.give(AdoptState(record, keep_progress))
-            case catch_up.Failed(reason):
-                life.take(CatchUpEnded(line(reason)))
+                life.give(AdoptState(record, root, keep_progress))
+            case catch_up.Failed(reason, is_refused):
+                self._world.say(f"{life.peer.name} does not catch up: {reason}")
+                life.take(CatchUpEnded(line(reason), is_refused=is_refused))
 
     def _ask_all(self, life: Life, question: catch_up.Ask) -> Process:
         """Each peer's answer, all asked at once."""
         answers: dict[PeerId, object] = {}
+        forgeries = self._world.fate.forgeries
         message = open_sealed(seal(life.peer.id, question.message))
+        timeout_s = question.timeout_s or ASK_TIMEOUT_S
 
-        def ask(peer: Peer) -> Process:
-            answers[peer.id] = yield from self._ask(life, peer, lambda other: _answer(other, message), may_hop=True)
+        def answer_of(other: Life, asked: PeerId) -> tuple[int, Any] | None:
+            forgery = forgeries.get(other.peer.number)
+            answer = _answer(other, message) if forgery is None else _forged(forgery, other, asked, message)
+            return None if answer is None else _on_the_wire(asked, answer)
 
-        asked = [peer for peer in map(self._world.by_id, question.peers) if peer and peer is not life.peer]
+        def ask(asked: PeerId, peer: Peer) -> Process:
+            answers[asked] = yield from self._ask(
+                life, peer, lambda other: answer_of(other, asked), may_hop=True, timeout_s=timeout_s
+            )
+
+        found = ((peer_id, self._world.by_id(peer_id)) for peer_id in question.peers)
+        asked = [(peer_id, peer) for peer_id, peer in found if peer is not None and peer is not life.peer]
         if len(asked) == 1:
-            yield from ask(asked[0])
+            yield from ask(*asked[0])
         else:
-            for peer in asked:
-                life.spawn(ask(peer))
+            for peer_id, peer in asked:
+                life.spawn(ask(peer_id, peer))
             while len(answers) < len(asked):
                 yield LOOK_S
         return answers
@@ -318,7 +347,10 @@ class Traffic:
             return None
         entry = entry_of(open_sealed(pending))
         head = life.machine.chain.head
-        return Commit(view, head, CommitList((entry,), ()), (pending,), (Holders((life.peer.id,)),), "because I say so")
+        chosen = CommitList((entry,), ())
+        signed = issue(life.peer.id, view, head_after(head, chosen))
+        holders = (Holders((life.peer.id,)),)
+        return Commit(view, head, chosen, (pending,), holders, "because I say so", issued=signed)
 
 
 def _link_of(life: Life, target: Life) -> tuple[int, int, int, int]:
@@ -327,12 +359,27 @@ def _link_of(life: Life, target: Life) -> tuple[int, int, int, int]:
     return (*ends[0], *ends[1])
 
 
-def _answer(other: Life, question: GetLog | GetState) -> tuple[int, Log | StateRecord] | None:
-    """What the product's server answers, and its length."""
-    answer: Log | StateRecord | None = other.serve_state() if isinstance(question, GetState) else _log(other, question)
-    if answer is None:
-        return None
-    raw = seal(other.peer.id, answer)
+def _answer(other: Life, question: GetLog | GetState | GetStatus) -> object:
+    """What the product's server answers."""
+    match question:
+        case GetState():
+            return other.serve_state()
+        case GetStatus():
+            return other.machine.status()
+        case _:
+            return _log(other, question)
+
+
+def _forged(forgery: Forgery, other: Life, asked: PeerId, question: object) -> object:
+    """What a forger answers for itself, or for an id that it invented."""
+    if isinstance(question, GetStatus):
+        return forgery.status(other.machine.status(), asked)
+    return forgery.answer(question)
+
+
+def _on_the_wire(author: PeerId, answer: object) -> tuple[int, Any]:
+    """An answer's length, and the answer as it comes out of its bytes."""
+    raw = seal(author, answer)
     return len(raw), open_sealed(raw)
 
 

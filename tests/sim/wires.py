@@ -15,7 +15,8 @@ from swarm.envelope import Envelope, _to_sign
 from swarm.errors import BadSignature
 from swarm.identity import PeerId
 from swarm.messages import message_of, seal_message
-from swarm.round.commits import Seals
+from swarm.round.commits import Seals, Verifier
+from swarm.votes import Stand, issue_to_sign, to_sign
 
 RUN = digest_of("run", b"simulated")
 _REMEMBERED = 64
@@ -59,6 +60,30 @@ def open_sealed(raw: bytes) -> Any:
     return unseal(raw)[1]
 
 
+def vote(author: PeerId, stand: Stand) -> bytes:
+    """A peer's vote."""
+    return StubKey(author).sign(to_sign(RUN, stand))
+
+
+@lru_cache(maxsize=1 << 12)
+def is_vote(peer: PeerId, signature: bytes, stand: Stand) -> bool:
+    """Whether that is its vote."""
+    return signature == vote(peer, stand)
+
+
+def issue(author: PeerId, view: int, head: Digest) -> bytes:
+    """A leader's signature of a commit."""
+    return StubKey(author).sign(issue_to_sign(RUN, view, head))
+
+
+def is_issue(leader: PeerId, signature: bytes, view: int, head: Digest) -> bool:
+    """Whether that leader issued it."""
+    return signature == issue(leader, view, head)
+
+
+VERIFIER = Verifier(open_sealed, is_vote, is_issue)
+
+
 def seals_of(author: PeerId) -> Seals:
     """Signing and verifying, as the round machine takes it."""
-    return Seals(open_sealed, partial(seal, author))
+    return Seals(VERIFIER, partial(seal, author), partial(vote, author), partial(issue, author))

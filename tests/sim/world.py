@@ -219,9 +219,9 @@ class World:
                 life.give(CutNow(reason))
             case Fetch(contribution, holders):
                 life.spawn(self.traffic.fetch(life, contribution, holders))
-            case MoveTo(commit):
+            case MoveTo(commit, root):
                 self.laws.check_moves_to(life, commit)
-                life.give(ApplyCommits(commit.parent, (commit,)))
+                life.give(ApplyCommits(commit.parent, (commit,), (root,)))
             case CatchUp():
                 self.say(f"{life.peer.name} catches up: {effect.reason}")
                 life.spawn(self.traffic.catch_up(life, effect))
@@ -236,6 +236,10 @@ class World:
     def say(self, line: str) -> None:
         if self.transcript is not None:
             self.transcript.append(f"{self.now_s:8.3f}  {self.named(line)}")
+
+    def speak_for(self, invented: PeerId, peer: Peer) -> None:
+        """What is asked of an invented id is answered by the peer that has its key."""
+        self._by_id[invented] = peer
 
     def by_id(self, peer_id: PeerId) -> Peer | None:
         return self._by_id.get(peer_id)

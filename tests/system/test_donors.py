@@ -128,6 +128,7 @@ def donors(tmp_path_factory: pytest.TempPathFactory, launcher: Launcher) -> Iter
             entries=len(ids),
             entered=(0,) * len(ids),
             dialable=bytes(len(ids)),
+            voting=bytes([3]) * len(ids),
         )
         state = SharedState(chain, anchor_N, OuterState(buffers, outer.scalars))
         records = [prepared(swarm.peer(name).home, manifest, state) for name in names]
@@ -178,7 +179,7 @@ def test_one_donor_lies_and_one_is_killed_half_way(donors: Donors, capsys: pytes
     assert come(joiner) - own < donors.num_bytes, "it was killed too late"
     caught_up = joiner.wait_event("CaughtUp")
     num_bytes = received(joiner)
-    assert (caught_up["how"], caught_up["version"]) == ("snapshot", VERSION)
+    assert (caught_up["how"], caught_up["version"]) == ("snapshot, on the word of strangers", VERSION)
     assert caught_up["num_bytes"] == donors.num_bytes
     joiner.stop()
     assert_has(donors, joiner)

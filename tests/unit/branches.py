@@ -4,7 +4,7 @@ from __future__ import annotations
 
 from dataclasses import dataclass
 
-from swarm.chain import ChainState, CommitList, Entry, apply, genesis
+from swarm.chain import ChainState, CommitList, Entry, apply, genesis, is_majority
 from swarm.digest import ZERO_DIGEST, digest_of
 from swarm.identity import PeerId
 from tests.unit.message_examples import RUN
@@ -30,7 +30,8 @@ class Branch:
         state, listed = self.state, dict(self.listed)
         for _ in range(rounds):
             entries = tuple(sorted(entry(one, state.highest_seq(one) + 1, tokens) for one in authors))
-            state = apply(state, CommitList(entries, ()), LEASE)
+            is_minority = bool(state.roster) and not is_majority(len({*state.voters} & {*authors}), len(state.voters))
+            state = apply(state, CommitList(entries, (), minority=is_minority), LEASE)
             listed |= {(one.author, one.seq): one.tokens for one in entries}
         return Branch(state, listed)
 

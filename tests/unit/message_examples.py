@@ -88,7 +88,13 @@ def _values_of(kind: Any, limits: tuple[Any, ...] = ()) -> st.SearchStrategy[Any
         members = st.lists(peer_ids, max_size=_MOST_ITEMS, unique=True).map(lambda roster: tuple(sorted(roster)))
         return members.flatmap(
             lambda roster: messages_of(
-                kind, {"roster": roster, "entered": (7,) * len(roster), "dialable": bytes(range(len(roster)))}
+                kind,
+                {
+                    "roster": roster,
+                    "entered": (7,) * len(roster),
+                    "dialable": bytes(range(len(roster))),
+                    "voting": b"\3" * len(roster),
+                },
             )
         )
     if dataclasses.is_dataclass(kind) and kind not in (Digest, PeerId):
@@ -137,9 +143,16 @@ def _example_of(kind: Any, where: str, limits: tuple[Any, ...] = ()) -> Any:
         return AUTHOR.peer_id if where.count(".") == 1 else keypair(2 + number[0] % 6).peer_id
     if issubclass(kind, StrEnum):
         return list(kind)[number[0] % len(kind)]
-    if where.endswith("ChainState.dialable"):
+    if where.endswith(("ChainState.dialable", "ChainState.voting")):
         return number[:2]  # a byte for each of the roster
-    plain = {int: number[0] * 300, float: number[0] / 8, bool: True, str: where[-40:], bytes: number[:9]}
+    high = next((limit.high for limit in limits if isinstance(limit, Range)), 2**63 - 1)
+    plain = {
+        int: min(number[0] * 300, int(high)),
+        float: number[0] / 8,
+        bool: True,
+        str: where[-40:],
+        bytes: number[:9],
+    }
     return Digest(number) if kind is Digest else plain[kind]
 
 

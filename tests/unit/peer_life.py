@@ -19,11 +19,12 @@ from peer.tokenizer_file import byte_tokenizer_file
 from swarm.allreduce.codec import make_codec
 from swarm.allreduce.ledger import Ledger, cut, joined
 from swarm.allreduce.shared import RunMath, genesis_state
-from swarm.chain import CommitList, Entry
+from swarm.chain import CommitList, Entry, apply
 from swarm.config import CheckpointConfig, DataConfig, InnerConfig, ModelConfig, RoundConfig, RunConfig
 from swarm.digest import Digest, blob_digest, leaves_of
 from swarm.identity import Keypair, PeerId
 from swarm.messages import BlobInfo, Commit, Contribution, Holders, PeerStatus, seal_message
+from swarm.round.root import root_after
 from tests.unit.message_examples import RUN, example_of, keypair
 
 CONFIG = RunConfig(
@@ -136,14 +137,18 @@ class Life:
         self.store.adopt_partial(root, BlobInfo(len(blob), leaves_of(blob)))
         return entry_of(contribution_of(OTHER, seq, root, len(blob), self.replica))
 
-    def move(self, *entries: Entry, base: Digest | None = None, log: tuple[Commit, ...] = ()) -> Commit:
+    def move(self, *entries: Entry, base: Digest | None = None) -> Commit:
         """HEAD to a commit of these entries, saved; its checkpoint if one is due."""
         parent = base or self.replica.present.state.chain.head
         listed = tuple(sorted(entries, key=lambda one: (one.author, one.seq)))
         present = {one.author for one in listed}
         admitted = tuple(sorted({self.key.peer_id, OTHER.peer_id} - present))
         commit = Commit(0, parent, CommitList(listed, admitted), (b"",) * len(listed), (Holders(()),) * len(listed), "")
-        moved = self.replica.apply(base or parent, (*log, commit), self.theta_N)
+        place = self.replica.heads.index(parent)
+        chain, root = self.replica.chains[place], self.replica.roots[place]
+        child = apply(chain, commit.commit, CONFIG.lease_windows)
+        root = root_after(root, chain, frozenset(chain.voters), child)  # as if all of them had voted for it
+        moved = self.replica.apply(parent, (commit,), (root,), self.theta_N)
         self.theta_N = moved.theta_N
         for seq in range(1, self.replica.next_seq):
             if seq not in self.replica.contributions and seq not in self._settled:

@@ -5,6 +5,7 @@ from __future__ import annotations
 import asyncio
 from collections.abc import Coroutine, Sequence
 from dataclasses import dataclass, replace
+from functools import partial
 from pathlib import Path
 from typing import Any, TypeVar
 
@@ -12,13 +13,29 @@ from peer.blob_store import BlobStore
 from peer.fetch import Asker
 from peer.forwarding import Forwarding
 from peer.serve import Server
-from swarm.chain import ChainState, CommitList, Entry, apply, genesis, head_after
+from swarm.chain import ChainState, CommitList, Entry, apply, genesis, head_after, is_majority, leader_of
 from swarm.digest import Digest, blob_digest, digest_of
 from swarm.identity import Keypair, PeerId
 from swarm.lease import LeaseSize
-from swarm.messages import Commit, Contribution, Holders, StateRecord, UnitState, open_message, seal_message
+from swarm.messages import (
+    Commit,
+    Contribution,
+    Holders,
+    PeerStatus,
+    StateRecord,
+    UnitState,
+    is_issue,
+    is_vote,
+    open_message,
+    seal_message,
+    sign_issue,
+    sign_vote,
+)
 from swarm.net.simnet import SimNet, SimTransport
-from tests.unit.message_examples import RUN, keypair
+from swarm.round.commits import Verifier
+from swarm.round.root import Root, root_after, root_at
+from swarm.votes import Votes, gather, stand_at, voted_by
+from tests.unit.message_examples import RUN, example_of, keypair
 
 LEASE = 4
 LEASE_SIZE = LeaseSize(LEASE, 4096)
@@ -27,6 +44,10 @@ _Result = TypeVar("_Result")
 
 def open_sealed(sealed: bytes) -> object:
     return open_message(sealed, run=RUN)[1]
+
+
+VERIFIER = Verifier(open_sealed, partial(is_vote, RUN), partial(is_issue, RUN))
+STATE = digest_of("test", b"a state that all have")
 
 
 @dataclass(slots=True)
@@ -107,9 +128,15 @@ def contribution_of(author: Keypair, chain: ChainState, blob: Digest, num_bytes:
 
 
 def commit_on(
-    chain: ChainState, authors: Sequence[Keypair], stores: Sequence[BlobStore], salt: bytes = b"", num_holders: int = 0
+    chain: ChainState,
+    authors: Sequence[Keypair],
+    stores: Sequence[BlobStore],
+    salt: bytes = b"",
+    num_holders: int = 0,
+    admitted: Sequence[Keypair] = (),
 ) -> Commit:
-    """The next commit, one contribution of each author; its blobs are put into every one of the stores."""
+    """The next commit, one contribution of each author, and who is admitted besides; its blobs are put into every one of
+    the stores. The authors have voted for its parent; the leader of view 0 has issued it, if it is one of them."""
     signed = []
     for author in authors:
         blob = digest_of("test", salt, chain.head.raw, author.peer_id.raw).raw * 40
@@ -122,14 +149,30 @@ def commit_on(
         for one, _ in signed
     )
     holders = Holders(tuple(author.peer_id for author in authors)[:1] * max(1, num_holders))
+    votes = votes_of(chain, authors)
+    is_minority = bool(chain.roster) and not is_majority(
+        0 if votes is None else len(votes.signatures), len(chain.voters)
+    )
+    others = tuple(sorted(key.peer_id for key in admitted))
+    chosen = CommitList(entries, others, minority=is_minority)
+    leader = next((one for one in authors if one.peer_id == leader_of(0, chain.order)), authors[0])
     return Commit(
         view=0,
         parent=chain.head,
-        commit=CommitList(entries, ()),
+        commit=chosen,
         announcements=tuple(sealed for _, sealed in signed),
         holders=(holders,) * len(entries),
         reason="a test",
+        votes=votes,
+        issued=sign_issue(leader, RUN, 0, head_after(chain.head, chosen)),
     )
+
+
+def votes_of(chain: ChainState, authors: Sequence[Keypair]) -> Votes | None:
+    """The votes for this head of those of them who have one."""
+    stand = stand_at(chain, STATE)
+    signed = {one.peer_id: sign_vote(one, RUN, stand) for one in authors if one.peer_id in chain.voters}
+    return gather(chain, STATE, signed, len(signed)) if signed else None
 
 
 def blob_root(stores: Sequence[BlobStore], blob: bytes) -> Digest:
@@ -150,6 +193,20 @@ def log_of(
         chains.append(apply(chains[-1], commit.commit, LEASE))
         assert chains[-1].head == head_after(chains[-2].head, commit.commit)
     return chains, tuple(commits)
+
+
+def roots_along(chains: Sequence[ChainState], commits: Sequence[Commit], first: Root | None = None) -> tuple[Root, ...]:
+    """The root of each of these heads, with these commits between them; of the first one itself, if no other is given."""
+    roots = [first or root_at(chains[0])]
+    for chain, commit, child in zip(chains, commits, chains[1:], strict=False):
+        roots.append(root_after(roots[-1], chain, voted_by(chain, commit.votes), child))
+    return tuple(roots)
+
+
+def status_at(peer: PeerId, chain: ChainState) -> PeerStatus:
+    """What a peer says that stands there."""
+    status: PeerStatus = example_of(PeerStatus)
+    return replace(status, peer=peer, head=chain.head, version=chain.version, tokens=chain.tokens, pending=None)
 
 
 def state_at(chain: ChainState, stores: Sequence[BlobStore], salt: bytes = b"", num_units: int = 2) -> StateRecord:

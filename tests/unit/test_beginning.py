@@ -22,7 +22,7 @@ from swarm.chain import CommitList
 from swarm.errors import NetworkError, StateError, Unreachable
 from swarm.messages import StateRecord
 from tests.unit.message_examples import RUN
-from tests.unit.peer_life import CONFIG, Life, entry_of, math_of_run
+from tests.unit.peer_life import CONFIG, OTHER, Life, entry_of, math_of_run
 
 _SCREEN = Screen(quiet=True, json_events=None)
 
@@ -150,6 +150,7 @@ def test_a_damaged_residual_costs_the_private_part_alone(tmp_path: Path, lived: 
     start = started(home, run_math, Swarm(None))
     replica, (lost,) = start.replica, start.begun.losses
     assert replica.present.digest == lived.replica.present.digest and replica.heads == lived.replica.heads
+    assert replica.roots == lived.replica.roots
     assert torch.equal(start.begun.theta_N, replica.present.state.anchor_N)
     assert not bool(replica._ledger.residual_N.any()) and replica.pending == () and replica.contributions == {}
     assert lost.tokens == saved.unlisted_tokens == 300 and str(home) not in lost.reason  # others read it
@@ -164,7 +165,8 @@ def test_who_gives_its_progress_up_gives_up_what_is_pending_too(tmp_path: Path, 
     home = copy_of(lived, tmp_path)
     replica = started(home, run_math, Swarm(None)).replica
     assert replica.pending and replica.unlisted_tokens == newest(home).unlisted_tokens == 300 > replica.work.tokens
-    replica.adopt(replica.present.record, replica.present.state.anchor_N, keep_progress=False)
+    present = replica.present
+    replica.adopt(present.record, present.root, present.state.anchor_N, keep_progress=False)
     assert replica.pending == () and replica.unlisted_tokens == 0
 
 
@@ -177,7 +179,7 @@ def test_a_lost_contribution_that_is_listed_after_all_counts_once(
     damage_blobs(home, newest(home).residual)
     start = started(home, run_math, Swarm(None))
     old = start.replica.present.state
-    new = after_commit(run_math, old, CommitList((entry_of(contribution),), ()), lived.store.read)
+    new = after_commit(run_math, old, CommitList((entry_of(contribution),), (OTHER.peer_id,)), lived.store.read)
     moved = move_head(start.replica._ledger, old, new, start.begun.theta_N)
     assert moved.unknown == (seq,) and torch.equal(moved.theta_N, new.anchor_N)
 
@@ -188,6 +190,7 @@ def test_a_damaged_older_version_costs_the_way_back_alone(tmp_path: Path, lived:
     damage_blobs(home, *({unit.root for unit in oldest.units} - {unit.root for unit in present.units}))
     start = started(home, run_math, Swarm(None))
     assert start.begun.losses == () and start.replica.heads == lived.replica.heads[:2]
+    assert start.replica.roots == lived.replica.roots[:2]
     assert start.replica.pending == lived.replica.pending
     assert torch.equal(start.begun.theta_N, lived.theta_N)
 

@@ -15,6 +15,7 @@ from swarm.round.choose import MAX_EVIDENCE_BYTES
 from swarm.round.leader import MIN_HOLDERS_NAMED
 from swarm.schema import from_value, line
 from swarm.status import MAX_PENDING_BYTES
+from swarm.votes import VOTE_BYTES
 from tests.unit.message_examples import AUTHOR, RUN, largest
 
 COUNTED_WHERE_THEY_ARE_MADE: Final = {
@@ -45,13 +46,14 @@ def test_a_message_fits_a_frame(name: str) -> None:
 
 
 def test_the_largest_commit_that_a_leader_makes_fits_a_frame() -> None:
-    view, parent, _, announcements, _, reason, _ = largest(Commit)
+    view, parent, _, announcements, _, reason, *_ = largest(Commit)
     entries = [largest(Entry)] * MAX_ENTRIES
     admitted, barred = [AUTHOR.peer_id.raw] * (MAX_ROSTER - MAX_ENTRIES), [parent] * MAX_BARRED
     holders = [[[AUTHOR.peer_id.raw] * MIN_HOLDERS_NAMED]] * MAX_ENTRIES
     chosen = [entries, admitted, barred, True, bytes(MAX_ROSTER)]
     evidence = [bytes(MAX_SEALED_BYTES)] * (MAX_EVIDENCE_BYTES // MAX_SEALED_BYTES)
-    commit = [view, parent, chosen, announcements, holders, reason, evidence]
+    votes = [parent, bytes(MAX_ROSTER // 8), [bytes(VOTE_BYTES)] * (MAX_ROSTER // 2 + 1)]  # of a majority, if all vote
+    commit = [view, parent, chosen, announcements, holders, reason, evidence, votes, bytes(VOTE_BYTES)]
     assert from_value(Commit, commit)
     assert len(seal(AUTHOR, RUN, "commit", commit)) <= wire.MAX_FRAME_BYTES
 

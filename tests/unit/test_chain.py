@@ -17,6 +17,8 @@ from swarm import chain as chains
 from swarm import wire
 from swarm.chain import (
     MAX_BARRED,
+    MAX_DEPARTED,
+    MAX_ENTRIES,
     MAX_HOLES,
     MAX_NUMBER,
     MAX_ROSTER,
@@ -75,7 +77,9 @@ def test_every_number_at_most_once_on_any_chain(seed: int, events: int) -> None:
             commit = chance.choice(delivered)
         else:
             authors = chance.sample(PEERS, chance.randint(1, len(PEERS)))
-            commit = _list(*(_entry(one, chance.randint(1, 8), chance.randint(1, 99)) for one in authors))
+            others = tuple(peer for peer in PEERS if peer not in authors)  # all are members on every branch
+            entries = (_entry(one, chance.randint(1, 8), chance.randint(1, 99)) for one in authors)
+            commit = _list(*entries, admitted=others)
             delivered.append(commit)
         fresh = not any((entry.author, entry.seq) in tip.numbers for entry in commit.entries)
         if not fresh:
@@ -143,6 +147,11 @@ BAD_LISTS: dict[str, tuple[CommitList, str]] = {
     "admitted unsorted": (_list(_entry(PEERS[0], 2), admitted=(PEERS[2], PEERS[1])), "admitted"),
     "admitted twice": (_list(_entry(PEERS[0], 2), admitted=(PEERS[1], PEERS[1])), "admitted"),
     "admitted author": (_list(_entry(PEERS[0], 2), admitted=(PEERS[0],)), "admitted"),
+    "of a stranger": (_list(_entry(PEERS[0], 2), _entry(PEERS[1], 1)), "is no member"),
+    "five newcomers": (
+        _list(_entry(PEERS[0], 2), admitted=(*PEERS[1:], PeerId(bytes([6]) * 32))),
+        "5 newcomers are admitted, at most 4",
+    ),
     "too many tokens": (_list(_entry(PEERS[0], 2, tokens=2**63 - 5)), "tokens on one chain"),
 }
 
@@ -156,29 +165,38 @@ def test_bad_lists_name_their_rule(name: str) -> None:
 
 
 def test_a_state_stays_small_enough_for_a_message() -> None:
+    """Every author has listed a number, with as many holes as there can be, and as many as are remembered have left."""
     many = tuple(PeerId(number.to_bytes(32, "big")) for number in range(1, MAX_ROSTER + 1))
-    state = apply(START, _list(_entry(many[0], 1), admitted=many[1:]), LEASE)
-    for begin in range(0, MAX_ROSTER, 1024):  # every member lists a number, each with as many holes as there can be
-        state = apply(state, _list(*(_entry(one, MAX_NUMBER - 1) for one in many[begin : begin + 1024])), LEASE)
+    idle = tuple(PeerId(b"i" + number.to_bytes(31, "big")) for number in range(MAX_DEPARTED))
+    kept = MAX_ROSTER - MAX_DEPARTED
+    state = apply(START, _list(_entry(many[0], 1), admitted=(*many[1:kept], *idle)), LEASE)
+    for begin in range(0, kept, MAX_ENTRIES):
+        authors = many[begin : min(kept, begin + MAX_ENTRIES)]
+        others = tuple(peer for peer in state.roster if peer not in authors)
+        state = apply(state, _list(*(_entry(one, MAX_NUMBER - 1) for one in authors), admitted=others), LEASE)
+    late = many[kept:]  # in the place of those who never worked
+    state = apply(state, _list(_entry(many[0], MAX_NUMBER - 2), admitted=many[1:]), LEASE)
+    state = apply(state, _list(*(_entry(one, MAX_NUMBER - 1) for one in late), admitted=many[:kept]), LEASE)
+    assert state.roster == many and len(state.departed) == MAX_DEPARTED
     assert from_value(ChainState, wire.decode(wire.encode(to_value(state)))) == state  # held to a frame
     with pytest.raises(InvalidList, match="at most 4294967295"):
         apply(state, _list(_entry(many[0], MAX_NUMBER + 1)), LEASE)
     stranger = PeerId(b"\xff" * 32)
     with pytest.raises(InvalidList, match="authors on one chain"):
-        apply(state, _list(_entry(stranger, 1)), LEASE)
+        apply(state, _list(_entry(idle[0], 1), admitted=many[1:]), LEASE)
     with pytest.raises(InvalidList, match="a roster of"):
         apply(state, _list(_entry(many[0], MAX_NUMBER), admitted=(*many[1:], stranger)), LEASE)
 
 
 def test_roster_cursor_and_barred_heads() -> None:
-    first = apply(START, _list(_entry(PEERS[0], 1), _entry(PEERS[2], 1), admitted=(PEERS[1],)), LEASE)
-    assert first.roster == PEERS[:3] and first.entries == 2
-    assert first.cursor == 3 * LEASE, "at genesis the leases were those of the authors and the admitted"
-    second = apply(first, _list(_entry(PEERS[3], 1)), LEASE)
-    assert second.roster == (PEERS[3],) and second.cursor == 6 * LEASE, "three members had leases"
+    first = apply(START, _list(_entry(PEERS[0], 1), _entry(PEERS[2], 1), admitted=(PEERS[1], PEERS[3])), LEASE)
+    assert first.roster == PEERS[:4] and first.entries == 2
+    assert first.cursor == 4 * LEASE, "at genesis the leases were those of the authors and the admitted"
+    second = apply(first, replace(_list(_entry(PEERS[2], 2)), minority=True), LEASE)
+    assert second.roster == (PEERS[2],) and second.cursor == 8 * LEASE, "four members had leases"
     state = second
     for number in range(MAX_BARRED + 3):
-        barred = replace(_list(_entry(PEERS[3], 2 + number)), barred=(digest_of("test", bytes([number])),))
+        barred = replace(_list(_entry(PEERS[2], 3 + number)), barred=(digest_of("test", bytes([number])),))
         state = apply(state, barred, LEASE)
     assert len(state.barred) == MAX_BARRED and state.barred[-1] == digest_of("test", bytes([MAX_BARRED + 2]))
 
@@ -214,8 +232,9 @@ def test_runs_and_parameters_have_their_own_genesis() -> None:
 
 def test_the_order_on_heads_is_tokens_then_version_then_hash() -> None:
     heavy = apply(START, _list(_entry(PEERS[0], 1, tokens=9)), LEASE)
-    light = apply(apply(START, _list(_entry(PEERS[0], 1, 4)), LEASE), _list(_entry(PEERS[1], 1, 4)), LEASE)
-    longer = apply(light, _list(_entry(PEERS[2], 1, 1)), LEASE)
+    first = apply(START, _list(_entry(PEERS[0], 1, 4), admitted=PEERS[1:3]), LEASE)
+    light = apply(first, _list(_entry(PEERS[1], 1, 4), admitted=(PEERS[0], PEERS[2])), LEASE)
+    longer = apply(light, _list(_entry(PEERS[2], 1, 1), admitted=PEERS[:2]), LEASE)
     assert light.key < heavy.key < longer.key
     twins = [apply(START, _list(_entry(peer, 1)), LEASE) for peer in PEERS]
     assert max(twins, key=lambda state: state.key).head == max(state.head for state in twins)

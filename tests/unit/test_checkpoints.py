@@ -19,6 +19,7 @@ from swarm.allreduce.shared import RunMath, genesis_state, snapshot
 from swarm.config import CheckpointConfig, DataConfig, ModelConfig, RunConfig
 from swarm.digest import blob_digest
 from swarm.errors import StateError
+from swarm.round.root import root_at
 from tests.unit.message_examples import RUN
 
 MODEL = ModelConfig(vocab_size=64, hidden_size=16, num_layers=1, num_heads=2, intermediate_size=32, max_positions=16)
@@ -36,12 +37,12 @@ def genesis() -> tuple[RunMath, Version]:
     layout = layout_of(meta_model(MODEL))
     math_of_run = RunMath.of(CONFIG, layout, make_codec(CONFIG.codec))
     state = genesis_state(math_of_run, RUN, torch.linspace(-1, 1, layout.numel))
-    return math_of_run, Version(state, snapshot(math_of_run, state)[0])
+    return math_of_run, Version(state, snapshot(math_of_run, state)[0], root_at(state.chain))
 
 
 def at(version: Version, number: int) -> Version:
     chain = replace(version.state.chain, version=number)
-    return Version(replace(version.state, chain=chain), replace(version.record, chain=chain))
+    return Version(replace(version.state, chain=chain), replace(version.record, chain=chain), version.root)
 
 
 def made(folder: Path, run_math: RunMath) -> Checkpoints:

@@ -2,7 +2,7 @@
 
 from __future__ import annotations
 
-from dataclasses import replace
+from dataclasses import fields, replace
 from itertools import pairwise
 
 import pytest
@@ -19,6 +19,7 @@ from swarm.chain import (
     InvalidList,
     apply,
     genesis,
+    is_majority,
     leader_of,
 )
 from swarm.digest import digest_of
@@ -32,13 +33,27 @@ PEERS = tuple(PeerId(bytes([number]) * 32) for number in range(1, 6))
 START = genesis(RUN, RUN)
 
 
-def commit(chain: ChainState, roster: tuple[PeerId, ...], said: dict[PeerId, int] | None = None) -> ChainState:
-    """The chain behind a commit of the first of these; `said` of who is dialable."""
-    author = roster[0]
+def entry_of(chain: ChainState, author: PeerId) -> Entry:
     seq = chain.highest_seq(author) + 1
-    entry = Entry(author, seq, 1, digest_of("test", author.raw, seq.to_bytes(4, "big")), 0, 1, 10, 1)
+    return Entry(author, seq, 1, digest_of("test", author.raw, seq.to_bytes(4, "big")), 0, 1, 10, 1)
+
+
+def commit(
+    chain: ChainState,
+    roster: tuple[PeerId, ...],
+    said: dict[PeerId, int] | None = None,
+    workers: tuple[PeerId, ...] = PEERS,
+) -> ChainState:
+    """The chain behind a commit of the work of all `workers` of a roster who may be listed, or of all where none may; `said`
+    of who is dialable."""
+    authors = tuple(peer for peer in roster if chain.may_author(peer) and peer in workers)
+    authors = authors or tuple(peer for peer in roster if chain.may_author(peer)) or roster
+    admitted = tuple(sorted(set(roster) - set(authors)))
     dialable = bytes((said or {}).get(peer, 0) for peer in sorted(roster)) if said else b""
-    return apply(chain, CommitList((entry,), tuple(sorted(set(roster) - {author})), dialable=dialable), 4)
+    stay = set(chain.voters) & set(roster)
+    is_minority = bool(chain.roster) and not is_majority(len(stay), len(chain.voters))
+    entries = tuple(sorted(entry_of(chain, author) for author in authors))
+    return apply(chain, CommitList(entries, admitted, minority=is_minority, dialable=dialable), 4)
 
 
 def test_a_bit_outlives_its_last_attestation_by_two_commits() -> None:
@@ -74,9 +89,11 @@ def test_a_state_that_does_not_say_it_of_each_member_is_refused() -> None:
     chain = commit(START, PEERS, {PEERS[0]: ATTESTED})
     value = to_value(chain)
     assert from_value(ChainState, value) == chain
-    value[-1] = bytes(3)
-    with pytest.raises(MalformedBytes):
-        from_value(ChainState, value)
+    for name in ("dialable", "voting"):
+        wrong = list(value)
+        wrong[[field.name for field in fields(ChainState)].index(name)] = bytes(3)
+        with pytest.raises(MalformedBytes):
+            from_value(ChainState, wrong)
     with pytest.raises(ValueError, match="a roster of 5"):
         replace(chain, entered=(1,))
 
@@ -84,20 +101,22 @@ def test_a_state_that_does_not_say_it_of_each_member_is_refused() -> None:
 rosters = st.sets(st.sampled_from(PEERS), min_size=1).map(lambda some: tuple(sorted(some)))
 
 
-@given(st.lists(st.tuples(rosters, st.sets(st.sampled_from(PEERS))), min_size=2, max_size=6), st.integers(0, 30))
+@given(
+    st.lists(st.tuples(rosters, st.sets(st.sampled_from(PEERS)), rosters), min_size=2, max_size=6), st.integers(0, 30)
+)
 def test_its_leader_goes_on_unless_a_dialable_one_has_to(
-    steps: list[tuple[tuple[PeerId, ...], set[PeerId]]], view: int
+    steps: list[tuple[tuple[PeerId, ...], set[PeerId], tuple[PeerId, ...]]], view: int
 ) -> None:
-    """The view never goes back, and where anybody is dialable a dialable member leads behind each commit."""
+    """The view never goes back, a voter leads behind each commit, and where a voter is dialable a dialable one."""
     chains = [START]
-    for roster, attested in steps:
-        chains.append(commit(chains[-1], roster, {peer: ATTESTED for peer in roster if peer in attested}))
+    for roster, attested, workers in steps:
+        chains.append(commit(chains[-1], roster, {peer: ATTESTED for peer in roster if peer in attested}, workers))
     for old, new in pairwise(chains[1:]):
         before, after = leader_of(view, old.order), view_after(view, old.order, new)
         leader = leader_of(after, new.order)
-        assert view <= after < view + len(new.roster) and leader is not None
-        can_be_led = any(map(new.is_dialable, new.roster))
+        assert view <= after < view + len(new.voters) and leader in new.voters
+        can_be_led = any(map(new.is_dialable, new.voters))
         assert new.is_dialable(leader) == can_be_led
-        if before in new.roster and new.is_dialable(before) == can_be_led:
+        if before in new.voters and new.is_dialable(before) == can_be_led:
             assert leader == before
         view = after

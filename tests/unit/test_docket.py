@@ -172,7 +172,7 @@ def test_own_contributions_are_always_on_the_docket() -> None:
 
 def test_on_a_full_docket_a_member_takes_the_place_of_a_stranger(monkeypatch: pytest.MonkeyPatch) -> None:
     monkeypatch.setattr("swarm.round.docket.MAX_WAITING", 4)
-    chain = replace(START, roster=(AUTHOR,), entered=(0,), dialable=b"\0")
+    chain = replace(START, roster=(AUTHOR,), entered=(0,), dialable=b"\0", voting=b"\3")
     docket = docket_with(*(made(peer, 1) for peer in (*PEERS[2:], PeerId(bytes(32)))))
     stranger = made(PeerId(bytes([9]) * 32))
     assert docket.announce(stranger, b"one more", chain) is None

@@ -12,6 +12,7 @@ from peer.handoff import CutNow, Evaluation, Handoff, Moved, SetView, Stop, undo
 from swarm.chain import ChainState
 from swarm.identity import Keypair
 from swarm.messages import Commit
+from swarm.round.root import root_at
 from tests.unit.small_swarm import log_of, state_at
 
 
@@ -92,8 +93,9 @@ def test_reports_after_the_loop_was_closed_are_dropped() -> None:
 def moved_to(
     chains: Sequence[ChainState], commits: tuple[Commit, ...], stores: Sequence[BlobStore], undone: int = 0
 ) -> Moved:
-    newest_first = tuple(reversed(chains))
-    return Moved(state_at(chains[-1], stores), newest_first[:3], commits, (), undone, 0, caught_up=True)
+    newest_first = tuple(reversed(chains))[:3]
+    roots = tuple(map(root_at, newest_first))
+    return Moved(state_at(chains[-1], stores), newest_first, roots, commits, (), undone, 0, caught_up=True)
 
 
 def test_commits_that_the_way_to_the_new_head_leaves_out_are_undone(tmp_path: Path) -> None:

@@ -32,6 +32,7 @@ from swarm.round.leader import Leading, _holders
 from swarm.round.looks import LOOK_S, Looks
 from swarm.round.own import HOLDING_PAUSE_S, HoldingNews, Self
 from swarm.round.relay import FANOUT, RELAYED_ABOVE, passed_on_by, sent_by_leader
+from swarm.round.root import root_at
 from swarm.round.rotation import Work, next_to_cut
 from swarm.schema import to_value
 
@@ -105,7 +106,9 @@ def view_of(chain: ChainState, cut: tuple[PeerId, ...], held: tuple[PeerId, ...]
         since_regained_s=100.0,
         is_followed=True,
         lease_tokens=1000,
-        electorate=frozenset(PEERS),
+        voters=frozenset(PEERS),
+        votes=dict.fromkeys(PEERS, b""),
+        state_digest=HEAD,
         turns=PEERS[:4],
     )
     return replace(view, **changes)  # type: ignore[arg-type]
@@ -214,7 +217,9 @@ def test_a_short_list_names_as_many_holders_as_ever() -> None:
 
 def test_a_head_is_barred_only_by_what_a_commit_can_carry() -> None:
     lost = LostHead(HEAD, tuple((peer, bytes(600)) for peer in PEERS))
-    chain = replace(START, roster=PEERS, entered=(0,) * len(PEERS), dialable=bytes(len(PEERS)))
+    chain = replace(
+        START, roster=PEERS, entered=(0,) * len(PEERS), dialable=bytes(len(PEERS)), voting=b"\3" * len(PEERS)
+    )
     assert choose_barred(replace(view_of(chain, (), ()), lost=(lost,))) == (HEAD,)
     long = LostHead(HEAD, tuple((peer, bytes(MAX_EVIDENCE_BYTES // 6)) for peer in PEERS))
     assert choose_barred(replace(view_of(chain, (), ()), lost=(long,))) == ()
@@ -223,8 +228,9 @@ def test_a_head_is_barred_only_by_what_a_commit_can_carry() -> None:
 def test_the_event_of_a_round_fits_a_message() -> None:
     group = peers(MAX_ROSTER)
     commit = commit_of(group[:MAX_ENTRIES], group[MAX_ENTRIES:])
-    old = replace(START, roster=group, entered=(0,) * len(group), dialable=bytes(len(group)))
-    event = committed(commit, old, HeadReached(replace(START, version=1), HEAD), 12.5)
+    old = replace(START, roster=group, entered=(0,) * len(group), dialable=bytes(len(group)), voting=b"\3" * len(group))
+    reached = replace(START, version=1)
+    event = committed(commit, old, HeadReached(reached, HEAD, root_at(reached)), 12.5)
     assert isinstance(event, RoundCommitted) and len(event_bytes(1e9, event)) <= MAX_SEALED_BYTES
     assert (event.num_listed, event.num_left_out) == (MAX_ENTRIES, MAX_ROSTER - MAX_ENTRIES)
 

@@ -180,7 +180,8 @@ class World:
             and self.chance.random() < self.eager
         ]
         if entries:
-            commit = CommitList(entries=tuple(sorted(entries)), admitted=())
+            others = set(self.lives) - {one.author for one in entries}
+            commit = CommitList(entries=tuple(sorted(entries)), admitted=tuple(sorted(others)))
             self.nodes.append(Node(after_commit(self.math, parent.state, commit, self.blobs.__getitem__), parent))
 
     def head(self, peer: PeerId) -> None:
@@ -335,7 +336,8 @@ def _trained(state: SharedState, seed: int = 4) -> Tensor:
 
 def _commit_of(math: RunMath, state: SharedState, author: PeerId, seq: int, blob: bytes) -> SharedState:
     entry = Entry(author, seq, 1, blob_digest(blob), 0, len(LAYOUT.units), 10, 1)
-    return after_commit(math, state, CommitList(entries=(entry,), admitted=()), lambda root: blob)
+    commit = CommitList(entries=(entry,), admitted=(OTHER if author == ME else ME,))
+    return after_commit(math, state, commit, lambda root: blob)
 
 
 @pytest.mark.parametrize("codec", CODECS)

@@ -62,9 +62,10 @@ def test_golden_digests() -> None:
     lines = [f"genesis {state.head.hex()} {state.digest().hex()}"]
     for version in range(1, 4):
         peers = sorted(keypair(number).peer_id for number in range(1, version + 1))
+        next_peer = keypair(version + 1).peer_id
         root = digest_of("test", bytes([version]))
         entries = tuple(Entry(peer, version, 1, root, 0, 4, 1000 + version, version) for peer in peers)
-        state = apply(state, CommitList(entries=entries, admitted=(), minority=version == 1), lease_windows=10)
+        state = apply(state, CommitList(entries, admitted=(next_peer,), minority=version == 1), lease_windows=10)
         lines.append(f"version {version} {state.head.hex()} {state.digest().hex()}")
     pattern = bytes(range(251)) * (3 * CHUNK_BYTES // 251 + 1)
     for num_bytes in (0, 1, CHUNK_BYTES, CHUNK_BYTES + 1, 3 * CHUNK_BYTES):

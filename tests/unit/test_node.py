@@ -22,27 +22,40 @@ from peer.node_parts import NodeParts
 from peer.reach import Reach
 from peer.routes import Routes
 from swarm.address import Address
+from swarm.chain import ChainState
 from swarm.config import RoundConfig, RunConfig
 from swarm.dht.records import Record, prefix_of
 from swarm.digest import blob_digest
 from swarm.errors import LocalError, MalformedBytes, Unreachable
 from swarm.events import Evaluated, Event, LossJumped, PeerJoined, PeerLeft, PeerMisbehaved, PeerStarted
 from swarm.identity import PeerId
-from swarm.messages import Contribution, GetPeers, Goodbye, Peers, PeerStatus, open_as, record_digest, seal_message
+from swarm.messages import (
+    Commit,
+    Contribution,
+    GetPeers,
+    Goodbye,
+    Peers,
+    PeerStatus,
+    open_as,
+    record_digest,
+    seal_message,
+)
 from swarm.net.simnet import SimTransport
 from swarm.round.commits import Seals
-from swarm.round.facts import CutDone, Send
+from swarm.round.facts import CatchUpEnded, CutDone, HeadReached, Send
 from swarm.round.own import Self
 from swarm.round.participant import Participant
+from swarm.round.root import root_at
 from tests.unit.message_examples import RUN
 from tests.unit.small_swarm import (
     LEASE_SIZE,
     START,
+    VERIFIER,
     Host,
     SmallSwarm,
     contribution_of,
     log_of,
-    open_sealed,
+    roots_along,
     run_clean,
     state_at,
 )
@@ -118,7 +131,8 @@ class Peer:
         me = Self(host.id, f"peer-{host.id}", "cpu", incarnation)
         record = state_at(START, [host.store])
         host.server.state = record
-        participant = Participant(me, self.config, START, record_digest(record), Seals.of(host.key, RUN))
+        start = HeadReached(START, record_digest(record), root_at(START))
+        participant = Participant(me, self.config, start, Seals.of(host.key, RUN))
         self.network = StubNetwork(host.transport, known)
         self.reach = Reach(participant, host.transport, {}, dials)
         routes = Routes(host.transport, host.key, RUN, incarnation << 32)
@@ -135,11 +149,12 @@ class Peer:
                 handoff=self.handoff,
                 book=AddressBook(folder / f"{host.id}.book"),
                 check_blob=self._check,
-                open_sealed=open_sealed,
+                verifier=VERIFIER,
                 record_event=lambda _, event: self.events.append(event),
                 lease=LEASE_SIZE,
             ),
             (START,),
+            (root_at(START),),
         )
         self.task = asyncio.create_task(self.node.run(PeerStarted(host.id, me.name, "cpu", 0)))
 
@@ -160,6 +175,16 @@ class Peer:
 
     def saw(self, kind: type[Any]) -> list[Any]:
         return [event for event in self.events if isinstance(event, kind)]
+
+
+def moved_to(chain: ChainState) -> work.Moved:
+    """A trainer's word that it is at that head, and has forgotten all before it."""
+    return work.Moved(state_at(chain, []), (chain,), (root_at(chain),), (), (), 0, 0, caught_up=False)
+
+
+def orders_of(peer: Peer) -> list[Any]:
+    """What its trainer is told to do, and has not been told before."""
+    return list(iter(lambda: peer.handoff.next_order(0.0), None))
 
 
 async def until(condition: Callable[[], bool]) -> None:
@@ -287,7 +312,7 @@ def test_a_jump_of_the_loss_is_told_once_whoever_evaluated_it(tmp_path: Path) ->
     async def story(one: Peer, two: Peer) -> None:
         chain = replace(START, version=6, head=blob_digest(b"6"), tokens=6)
         for peer in (one, two):
-            peer.handoff.report(work.Moved(state_at(chain, []), (chain,), (), (), 0, 0, caught_up=False))
+            peer.handoff.report(moved_to(chain))
         for version, loss in ((3, 3.2), (4, 3.0), (5, 3.1), (6, 4.5)):
             one.handoff.report(work.Evaluation(version, loss))
         two.handoff.report(work.Evaluation(3, 3.3))
@@ -329,25 +354,56 @@ def test_catching_up_by_the_log_ends_in_an_order_with_its_blobs(tmp_path: Path) 
     async def story(one: Peer, two: Peer) -> None:
         chains, commits = log_of(2, [one.host.key, two.host.key], [two.host.store])
         record = state_at(chains[-1], [two.host.store])
-        newest_first = tuple(reversed(chains))
-        two.handoff.report(work.Moved(record, newest_first, commits, (), 0, 0, caught_up=False))
+        newest_first, roots = tuple(reversed(chains)), roots_along(chains, commits)
+        two.handoff.report(work.Moved(record, newest_first, roots[::-1], commits, (), 0, 0, caught_up=False))
         orders: list[Any] = []
 
         def took() -> bool:
-            while (order := one.handoff.next_order(0.0)) is not None:
-                orders.append(order)
+            orders.extend(orders_of(one))
             return any(isinstance(order, work.ApplyCommits) for order in orders)
 
         await until(took)
         (order,) = [order for order in orders if isinstance(order, work.ApplyCommits)]
-        assert order == work.ApplyCommits(START.head, commits, caught_up=True)
+        assert order == work.ApplyCommits(START.head, commits, roots[1:], caught_up=True)
         one.host.store.collect()
         assert all(one.host.store.has(entry.root) for commit in commits for entry in commit.commit.entries)
-        one.handoff.report(work.Moved(record, newest_first, commits, (), 0, 0, caught_up=True))
+        one.handoff.report(work.Moved(record, newest_first, roots[::-1], commits, (), 0, 0, caught_up=True))
         await until(lambda: one.node.participant.chain.head == chains[-1].head)
         assert any(type(event).__name__ == "CaughtUp" for event in one.events)
 
     play(tmp_path, 2, story)
+
+
+def test_a_newcomer_goes_only_where_one_who_invited_it_stands(tmp_path: Path) -> None:
+    async def story(one: Peer, two: Peer, three: Peer, four: Peer) -> None:
+        stores = [peer.host.store for peer in (two, three, four)]
+        honest, to_honest = log_of(1, [two.host.key], stores, salt=b"honest")
+        crowd, to_crowd = log_of(2, [three.host.key, four.host.key], stores, salt=b"crowd")
+
+        def stands(peer: Peer, chains: list[ChainState], commits: tuple[Commit, ...]) -> None:
+            newest_first, roots = tuple(reversed(chains)), roots_along(chains, commits)[::-1]
+            record = state_at(chains[-1], stores)
+            peer.handoff.report(work.Moved(record, newest_first, roots, commits, (), 0, 0, caught_up=False))
+
+        object.__setattr__(one.node._parts, "introducers", frozenset({two.host.id}))
+        refused: list[str] = []
+        fail = one.node.post
+
+        def post(fact: Any) -> None:
+            refused.extend([fact.reason] if isinstance(fact, CatchUpEnded) and fact.is_refused else [])
+            fail(fact)
+
+        one.node.post = post  # type: ignore[method-assign]
+        await until(lambda: len(one.saw(PeerJoined)) == 3)
+        stands(two, honest, to_honest)
+        for peer in (three, four):
+            stands(peer, crowd, to_crowd)
+        await until(lambda: sum("no state is that of most of the 3" in one for one in refused) >= 2)
+        assert not any(isinstance(order, work.ApplyCommits | work.AdoptState) for order in orders_of(one))
+        stands(two, crowd, to_crowd)
+        await until(lambda: any(isinstance(order, work.ApplyCommits) for order in orders_of(one)))
+
+    play(tmp_path, 4, story)
 
 
 def test_pins_of_old_versions_are_let_go(tmp_path: Path) -> None:
@@ -357,7 +413,7 @@ def test_pins_of_old_versions_are_let_go(tmp_path: Path) -> None:
         chain = START
         for version in range(1, 7):
             chain = replace(chain, version=version, head=blob_digest(bytes([version])), tokens=version)
-            one.handoff.report(work.Moved(state_at(chain, []), (chain,), (), (), 0, 0, caught_up=False))
+            one.handoff.report(moved_to(chain))
         await until(lambda: one.node.participant.chain.version == 6)
         assert root not in one.node._pinned
         assert one.host.store.has(root) and one.host.store.collect() > 0 and not one.host.store.has(root)

@@ -22,6 +22,7 @@ from swarm.digest import Digest, digest_of
 from swarm.messages import HOLDING_NAMED, MAX_HELD, Commit, seal_message
 from swarm.round.answers import MAX_SAID
 from swarm.round.facts import CutDone
+from swarm.round.root import Root, root_at
 from tests.unit.message_examples import RUN
 from tests.unit.small_swarm import LEASE, START, SmallSwarm, contribution_of, run_clean, state_at
 from tests.unit.test_node import Peer
@@ -54,6 +55,7 @@ class StubTrainer(Handoff):
         super().__init__()
         self._peer = peer
         self._chains: tuple[ChainState, ...] = (START,)
+        self._roots: tuple[Root, ...] = (root_at(START),)
         self._log: tuple[Commit, ...] = ()
         self._pending: dict[int, tuple[Digest, int]] = {}  # number: root, and the version it was cut at
         self._seq = 0
@@ -68,13 +70,13 @@ class StubTrainer(Handoff):
                 self._cut()
             case work.CutNow():
                 self._cut()
-            case work.ApplyCommits(base, commits, caught_up):
+            case work.ApplyCommits(base, commits, roots, caught_up):
                 chain = next(chain for chain in self._chains if chain.head == base)
                 for commit in commits:
                     chain = apply(chain, commit.commit, LEASE)
-                self._move(chain, (*self._log, *commits)[-KEPT_COMMITS:], caught_up)
-            case work.AdoptState(record, _):
-                self._move(record.chain, (), True)
+                self._move(chain, roots[-1], (*self._log, *commits)[-KEPT_COMMITS:], caught_up)
+            case work.AdoptState(record, root):
+                self._move(record.chain, root, (), True)
 
     def _cut(self) -> None:
         if self._pending:
@@ -87,9 +89,10 @@ class StubTrainer(Handoff):
         contribution = contribution_of(host.key, chain, root, len(blob), self._seq)
         self.report(CutDone(contribution, seal_message(host.key, RUN, contribution)))
 
-    def _move(self, chain: ChainState, log: tuple[Commit, ...], caught_up: bool) -> None:
+    def _move(self, chain: ChainState, root: Root, log: tuple[Commit, ...], caught_up: bool) -> None:
         host = self._peer.host
         self._chains, self._log = (chain, *self._chains)[:KEPT_STATES], log
+        self._roots = (root, *self._roots)[:KEPT_STATES]
         self._pending = {
             seq: (root, version)
             for seq, (root, version) in self._pending.items()
@@ -100,7 +103,8 @@ class StubTrainer(Handoff):
         listed = {entry.root for commit in log for entry in commit.commit.entries}
         host.store.pin("generations", units | listed | {root for root, _ in self._pending.values()})
         host.store.collect()
-        self.report(work.Moved(records[0], self._chains, log, tuple(self._pending), 0, 0, caught_up=caught_up))
+        pending = tuple(self._pending)
+        self.report(work.Moved(records[0], self._chains, self._roots, log, pending, 0, 0, caught_up=caught_up))
         if host.id in chain.roster:
             self._cut()
 

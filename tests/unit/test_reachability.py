@@ -13,9 +13,10 @@ from swarm.config import RunConfig
 from swarm.identity import PeerId
 from swarm.messages import PeerStatus, seal_message
 from swarm.round.commits import Seals
-from swarm.round.facts import Figures, Measured
+from swarm.round.facts import Figures, HeadReached, Measured
 from swarm.round.own import Self
 from swarm.round.participant import Participant
+from swarm.round.root import root_at
 from tests.unit.message_examples import RUN, example_of, keypair
 
 ME = keypair(1).peer_id
@@ -87,7 +88,8 @@ def test_new_addresses_are_shown() -> None:
 
 def a_participant(dialled: tuple[PeerId, ...] = ()) -> Participant:
     chain = genesis(RUN, RUN)
-    participant = Participant(Self(ME, "me", "cpu", 1), RunConfig(), chain, RUN, Seals.of(keypair(1), RUN))
+    start = HeadReached(chain, RUN, root_at(chain))
+    participant = Participant(Self(ME, "me", "cpu", 1), RunConfig(), start, Seals.of(keypair(1), RUN))
     participant.step(Measured(Figures(dialled=dialled)), 100.0)
     return participant
 
@@ -132,7 +134,7 @@ def test_dials_of_neighbours_say_nothing_of_the_outside(own: tuple[str, ...], ho
 
 def test_what_the_chain_says_counts_where_no_status_is_at_hand() -> None:
     participant = a_participant()
-    chain = replace(participant.chain, roster=(ME,), entered=(0,), dialable=bytes([1]))
+    chain = replace(participant.chain, roster=(ME,), entered=(0,), dialable=bytes([1]), voting=b"\3")
     participant._turn.chain = chain
     assert facts_of(participant, (PUBLIC,), 100.0).is_dialable
     assert not facts_of(participant, (PUBLIC,), 100.0).is_near

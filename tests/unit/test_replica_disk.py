@@ -21,6 +21,7 @@ from swarm.config import DataConfig, ModelConfig, RunConfig
 from swarm.digest import digest_of
 from swarm.errors import StateError
 from swarm.messages import Contribution, seal_message
+from swarm.round.root import root_at
 from tests.unit.message_examples import AUTHOR, RUN
 
 CONFIG = RunConfig(
@@ -85,6 +86,7 @@ def test_what_was_saved_comes_back_bit_for_bit(tmp_path: Path, run_math: RunMath
     again, theta_N, lines = restored(tmp_path, run_math)
     assert lines == [] and torch.equal(theta_N, theta(run_math, 2))
     assert again.present.digest == replica.present.digest and again.heads == replica.heads
+    assert again.roots == replica.roots == (root_at(replica.chains[0]),)
     assert torch.equal(again.present.state.anchor_N, replica.present.state.anchor_N)
     assert (again.pending, again.contributions) == (replica.pending, replica.contributions) and again.pending == (1,)
     assert torch.equal(again._ledger.residual_N, replica._ledger.residual_N)
@@ -193,5 +195,5 @@ def test_a_snapshot_whose_blob_the_disk_changed_is_not_taken_for_whole(tmp_path:
     path = tmp_path / "blobs" / record.units[0].root.hex()
     path.write_bytes(bytes(path.stat().st_size))
     with pytest.raises(StateError, match="not the ones that were written"):
-        replica.adopt(replace(record), theta(run_math, 0), keep_progress=True)
+        replica.adopt(replace(record), replica.present.root, theta(run_math, 0), keep_progress=True)
     assert torch.equal(replica.present.state.anchor_N, theta(run_math, 0))

@@ -35,6 +35,7 @@ from swarm.messages import (
     GetManifest,
     GetPeers,
     GetState,
+    GetStatus,
     Goodbye,
     KnownStatus,
     Log,
@@ -94,6 +95,14 @@ def test_manifest_and_state(server: Server) -> None:
     chains, _ = log_of(1, [AUTHOR], [])
     server.state = state_at(chains[1], [])
     assert ask(server, GetState()) == server.state
+
+
+def test_where_it_stands_is_said_by_itself_and_only_once_it_runs(server: Server) -> None:
+    assert isinstance(ask(server, GetStatus()), Refused)
+    status: PeerStatus = example_of(PeerStatus)
+    beats = iter([1, 2])
+    server.connect(lambda *_: None, list, lambda: replace(status, beat=next(beats)))
+    assert [ask(server, GetStatus()) for _ in range(2)] == [replace(status, beat=1), replace(status, beat=2)]
 
 
 def test_the_log_answers_from_the_newest_head_it_reaches(server: Server) -> None:

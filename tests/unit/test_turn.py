@@ -8,14 +8,16 @@ import pytest
 from hypothesis import given
 from hypothesis import strategies as st
 
-from swarm.chain import leader_of
+from swarm.chain import ChainState, leader_of
 from swarm.digest import ZERO_DIGEST, Digest
 from swarm.identity import PeerId
-from swarm.messages import PeerStatus
+from swarm.messages import Answer, PeerStatus
 from swarm.round import listeners
+from swarm.round.facts import HeadReached
 from swarm.round.outbox import Outbox
 from swarm.round.presence import Presence
-from swarm.round.turn import MAX_VIEW, Turn, Views
+from swarm.round.root import root_at
+from swarm.round.turn import MAX_VIEW, Patience, Turn, Views
 from tests.unit.branches import FORK, PEERS
 from tests.unit.message_examples import example_of
 
@@ -81,8 +83,8 @@ HEAD = FORK.state  # its roster: all of these peers
 FIRST, SECOND, ME = PEERS[:3]
 
 
-def turn_of(me: PeerId, view: int = 0) -> Turn:
-    turn = Turn(HEAD, Presence(me, 8.0), view, 30.0, 8.0)
+def turn_of(me: PeerId, view: int = 0, chain: ChainState = HEAD) -> Turn:
+    turn = Turn(HeadReached(chain, ZERO_DIGEST, root_at(chain)), Presence(me, 8.0), view, Patience(8.0, 60.0, 30.0))
     turn.begin(0.0)
     return turn
 
@@ -93,7 +95,7 @@ def status_of(peer: PeerId, view: int, beat: int = 1, head: Digest = HEAD.head) 
 
 def hear(turn: Turn, status: PeerStatus) -> None:
     turn.presence.hear(status, b"", 0.0)
-    turn.hear(status)
+    turn.hear(status, Outbox(turn.presence.me))
 
 
 def test_who_is_led_by_one_that_follows_another_listens_to_that_one() -> None:
@@ -149,3 +151,57 @@ def test_holders_are_those_dialled_who_are_no_members_while_nobody_can_dial_us()
     assert stranger in listeners.of_contribution(turn, (FIRST, stranger))
     turn.presence.hear(replace(status_of(SECOND, view=0), dialled=(ME,)), b"", 0.0)
     assert listeners.holders_for(turn, (FIRST, stranger)) == ()
+
+
+# -------------------------------------------------------------------- members without a vote
+
+SILENT = replace(HEAD, voting=b"\3\3\3\0\0")  # the last two have not contributed for long, or not yet
+VOTERS, IDLE = PEERS[:3], PEERS[3:]
+
+
+def answer(turn: Turn, *peers: PeerId) -> None:
+    """All of these say that they heard us lead."""
+    for peer in peers:
+        hear(turn, replace(status_of(peer, turn.view), answer=Answer(turn.presence.me, 7)))
+
+
+@given(VIEWS)
+def test_members_without_a_vote_lead_in_no_view(view: int) -> None:
+    turn = turn_of(ME, view, SILENT)
+    assert turn.leader == VOTERS[view % 3] and turn.voters == frozenset(VOTERS) and turn.members == PEERS
+    assert not any(turn_of(ME, view, SILENT).accept(peer, other, Outbox(ME)) for peer in IDLE for other in range(12))
+    assert not turn_of(IDLE[0], view, SILENT).is_ours
+
+
+def test_a_leader_is_followed_by_a_majority_of_the_voters_whoever_else_answers() -> None:
+    turn = turn_of(FIRST, chain=SILENT)
+    turn.presence.answers.say(7, 0.0)
+    answer(turn, *IDLE)
+    assert not turn.is_followed(), "three of five members, and one of three voters"
+    answer(turn, SECOND)
+    assert turn.is_followed()
+
+
+def test_the_roster_is_given_up_when_its_voters_are_gone_whoever_else_is_there() -> None:
+    """A member that has no vote yet waits for the voters for as long as each takes to be asked, and then begins anew."""
+    turn = turn_of(IDLE[0], chain=SILENT)
+    for second in range(0, 56, 5):
+        turn.pass_time(float(second))
+        turn.presence.hear(status_of(IDLE[1], 0, beat=second + 1), b"", float(second))
+        turn.note_silences()
+        is_over = second > 8 + 30 + 3 * 8  # heard of when the first fact came; the isolation time; a turn each
+        assert turn.roster == (() if is_over else PEERS)
+    turn.pass_time(70.0)
+    turn.note_silences()
+    assert turn.roster == () and turn.voters == frozenset() and turn.may_author(PeerId(b"s" * 32))
+    turn.open(IDLE)
+    assert turn.members == IDLE and turn.voters == frozenset(IDLE)
+    turn.presence.hear(status_of(SECOND, 0), b"", 70.0)
+    turn.pass_time(71.0)
+    turn.note_silences()
+    assert turn.roster == PEERS and turn.voters == frozenset(VOTERS), "one of them is back in time"
+
+
+def test_work_of_strangers_counts_where_nobody_else_is_left() -> None:
+    stranger = PeerId(b"s" * 32)
+    assert not turn_of(ME).may_author(stranger) and all(map(turn_of(ME).may_author, PEERS))
