@@ -39,6 +39,7 @@ from swarm.round.passage import Passage
 from swarm.round.presence import Presence
 from swarm.round.roll import Roll
 from swarm.round.turn import Turn, Views
+from tests.sim import mutants_of_proofs as proofs
 from tests.sim.disk import Written
 from tests.sim.scenario import make, play
 from tests.sim.wires import seal
@@ -344,6 +345,14 @@ MUTANTS = (
     Mutant("what others heard some time ago counts as new", _old_words_are_new),
     Mutant("a pause counts as silence of the others", _a_pause_is_silence),
     Mutant("an author's word alone says since when it worked", _an_author_says_since_when),
+    Mutant("heads are proved by their own voters", proofs.heads_prove_themselves),
+    Mutant("of two branches the larger head wins", proofs.the_larger_head_wins),
+    Mutant("what lies behind a root in a log is taken too", proofs.what_lies_behind_a_root_is_taken_too),
+    Mutant("everybody vouches for a state", proofs.everybody_vouches_for_a_state),
+    Mutant("a newcomer takes the largest state", proofs.a_newcomer_takes_the_largest_state),
+    Mutant("anybody contributes, and crowds are admitted", proofs.anybody_contributes),
+    Mutant("voters of whom nothing is known are not asked", proofs.nobody_is_asked),
+    Mutant("votes are not looked at", proofs.votes_do_not_count),
 )
 
 
