@@ -372,9 +372,20 @@ def _answer(other: Life, question: GetLog | GetState | GetStatus) -> object:
 
 def _forged(forgery: Forgery, other: Life, asked: PeerId, question: object) -> object:
     """What a forger answers for itself, or for an id that it invented."""
-    if isinstance(question, GetStatus):
-        return forgery.status(other.machine.status(), asked)
-    return forgery.answer(question)
+    match question:
+        case GetStatus():
+            return forgery.status(other.machine.status(), asked)
+        case GetLog(heads) if forgery.commits and forgery.base.head not in heads:
+            honest = [
+                commit.parent for commit in other.log
+            ]  # what came before is as it was; the forged commits lie behind it
+            first = next((honest.index(head) for head in heads if head in honest), None)
+            if first is None or forgery.base.head not in honest[first:]:
+                return None
+            before = other.log[first : honest.index(forgery.base.head)]
+            return Log(honest[first], (*before, *forgery.commits)[:MAX_LOG_COMMITS])
+        case _:
+            return forgery.answer(question)
 
 
 def _on_the_wire(author: PeerId, answer: object) -> tuple[int, Any]:
