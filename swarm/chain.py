@@ -32,9 +32,7 @@ MAX_AGE_VERSIONS: Final = 2  # a contribution may be listed so many versions aft
 DIALABLE_COMMITS: Final = 3  # a member counts as dialable from the commit that attests it to the second one after it
 ATTESTED: Final = 1  # in `CommitList.dialable`: another member has dialled it lately
 UNSEATED: Final = 2  # it was silent when it was its turn to lead
-VOTING_COMMITS: Final = (
-    3  # a member has a vote in the commit that lists it and the next two; in a large group for two turns
-)
+VOTING_COMMITS: Final = 3  # a member has a vote from the commit that lists it to the second one after it
 MIN_ADMITTED: Final = 4  # newcomers that one commit may admit, or as many as there are voters
 MAX_DEPARTED: Final = 256  # peers that left the roster whose work may still be listed; those who left last
 

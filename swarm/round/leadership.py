@@ -126,6 +126,7 @@ class Leadership:
             and (status.peer in turn.voters or not docket.is_two_faced(status.peer, status.incarnation))
         }
         awaited = tuple(peer for peer in members if presence.is_awaited(peer, now_s))
+        stands = turn.stands()
         waiting = docket.waiting()
         done = [Work(presence.me, own.tokens_since_cut, own.steps_since_cut)]
         done += [
@@ -159,7 +160,7 @@ class Leadership:
             lost=self._lost(now_s),
             attested=presence.roll.attested,
             unseated=presence.given_up,
-            num_elsewhere=sum(turn.stands().get(peer, chain.head) != chain.head for peer in turn.voters),
+            num_elsewhere=sum(stands.get(peer, chain.head) != chain.head for peer in turn.voters),
             knows_better=self._seat.passage.knows_better,
             turns=turns,
             are_ready=are_ready,
