@@ -11,7 +11,7 @@ from dataclasses import dataclass, replace
 from typing import TYPE_CHECKING, Any
 
 from swarm.chain import ChainState, CommitList, Entry, apply, head_after
-from swarm.digest import digest_of
+from swarm.digest import Digest, digest_of
 from swarm.errors import RemoteError
 from swarm.identity import PeerId
 from swarm.messages import (
@@ -53,6 +53,12 @@ class Forgery:
     commits: tuple[Commit, ...]
     record: StateRecord
 
+    @property
+    def heads(self) -> frozenset[Digest]:
+        """What was forged: no honest peer ever stands there."""
+        chain = self.record.chain
+        return frozenset((chain.head, *chain.recent)) - {self.base.head, *self.base.recent}
+
     def answer(self, question: object) -> Any:
         """What the forger answers, as its server would; None: no answer."""
         match question:
@@ -60,8 +66,6 @@ class Forgery:
                 return self.record
             case GetLog(heads) if self.commits and self.base.head in heads:
                 return Log(self.base.head, self.commits)
-            case GetLog():
-                return None
         return None
 
     def status(self, said: PeerStatus, author: PeerId) -> PeerStatus:
